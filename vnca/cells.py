@@ -1,0 +1,112 @@
+"""What a grid of cells is: its seed, its update, its doubling, its damage.
+
+A cell state is a tensor `(B, C, H, W)`: `B` grids of `H × W` cells with `C` channels each. Channel 0 is the logit of
+the cell's pixel; the other channels are hidden. Everything here follows Palm et al., "Variational Neural Cellular
+Automata", ICLR 2022, section 3.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def require_state(state: Tensor) -> None:
+    """Raise `ValueError` unless `state` has the shape `(B, C, H, W)`."""
+    if state.ndim != 4:
+        raise ValueError(f"a cell state has the shape (B, C, H, W), but this one is {tuple(state.shape)}")
+
+
+def seed(z: Tensor, size: int = 2) -> Tensor:
+    """The first grid: every one of its `size × size` cells starts as a copy of the latent.
+
+    Args:
+        z: latents `(B, D)`.
+        size: side of the grid, in cells.
+
+    Returns:
+        Cell state `(B, D, size, size)`.
+
+    Raises:
+        ValueError: if `z` is not two-dimensional or `size` is below 1.
+    """
+    if z.ndim != 2:
+        raise ValueError(f"latents have the shape (B, D), but these are {tuple(z.shape)}")
+    if size < 1:
+        raise ValueError(f"a seed needs a size of at least 1 cell, not {size}")
+    return z[:, :, None, None].repeat(1, 1, size, size)  # (B, D, size, size)
+
+
+class Residual(nn.Module):
+    """Two pointwise layers whose result is added to their input: `x + W2 elu(W1 x)`, in each cell by itself."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(hidden, hidden, 1), nn.ELU(), nn.Conv2d(hidden, hidden, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)  # (B, hidden, H, W)
+
+
+class Update(nn.Module):
+    """The update of the doubling VNCA: from each cell's 3 × 3 neighborhood to the change of its state.
+
+    A 3 × 3 convolution looks at the neighborhood, residual blocks think it over in each cell, and a last pointwise
+    layer writes the change. That layer starts at zero: an untrained cell does not change (Palm et al., appendix A).
+
+    Args:
+        channels: channels `C` of a cell.
+        hidden: channels inside the update.
+        residual_blocks: how many residual blocks.
+
+    Raises:
+        ValueError: if `channels` or `hidden` is below 1, or `residual_blocks` is negative.
+    """
+
+    def __init__(self, channels: int, hidden: int, residual_blocks: int = 4):
+        super().__init__()
+        if channels < 1 or hidden < 1 or residual_blocks < 0:
+            raise ValueError(
+                "an update needs channels >= 1, hidden >= 1 and residual_blocks >= 0, "
+                f"not {channels}, {hidden} and {residual_blocks}"
+            )
+        change = nn.Conv2d(hidden, channels, 1)
+        nn.init.zeros_(change.weight)
+        nn.init.zeros_(change.bias)
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, hidden, 3, padding=1),
+            *[Residual(hidden) for _ in range(residual_blocks)],
+            change,
+        )
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.layers(state)  # (B, C, H, W) -> (B, C, H, W)
+
+
+def double(state: Tensor) -> Tensor:
+    """Each cell divides into a 2 × 2 block of exact copies: `(B, C, H, W)` -> `(B, C, 2H, 2W)`."""
+    require_state(state)
+    return state.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+
+def damage(state: Tensor, row: int, col: int, size: int) -> Tensor:
+    """A copy of the state with a square of cells set to zero, in every channel.
+
+    Args:
+        state: cell state `(B, C, H, W)`.
+        row, col: the square's upper left cell, `0 <= row < H` and `0 <= col < W`.
+        size: side of the square, in cells; what reaches past the border is cut off, and 0 changes nothing.
+
+    Raises:
+        ValueError: if the state is not four-dimensional, the corner lies outside the grid or `size` is negative.
+    """
+    require_state(state)
+    height, width = state.shape[-2:]
+    if not (0 <= row < height and 0 <= col < width):
+        raise ValueError(
+            f"damage starts at cell ({row}, {col}), outside the {height} x {width} grid: "
+            f"rows go from 0 to {height - 1}, columns from 0 to {width - 1}"
+        )
+    if size < 0:
+        raise ValueError(f"the size of a damage is at least 0 cells, not {size}")
+    damaged = state.clone()
+    damaged[:, :, row : row + size, col : col + size] = 0
+    return damaged

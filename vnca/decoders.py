@@ -1,0 +1,124 @@
+"""Decoders: from a latent `(B, D)` to the logits `(B, 1, 28, 28)` of Bernoulli pixels.
+
+Both are built for images of 28 × 28 pixels, worked on as 32 × 32 (two pixels of border on each side), so that four
+doublings lead from 2 × 2 to the whole.
+"""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from vnca import cells
+
+IMAGE_SIZE = 28
+BORDER = 2  # 28 + 2 * 2 = 32, a power of two
+
+
+def crop(grid: Tensor) -> Tensor:
+    """The image inside a 32 × 32 grid: `(B, C, 32, 32)` -> `(B, C, 28, 28)`."""
+    return grid[:, :, BORDER:-BORDER, BORDER:-BORDER]
+
+
+def _require_latents(z: Tensor, latent_size: int) -> None:
+    if z.ndim != 2 or z.shape[1] != latent_size:
+        raise ValueError(f"this decoder takes latents (B, {latent_size}), not {tuple(z.shape)}")
+
+
+class ConvDecoder(nn.Module):
+    """The baseline: one linear layer, then five 5 × 5 convolutions that mirror the encoder.
+
+    Four transposed convolutions of stride 2 lead from 2 × 2 to 32 × 32; a last convolution writes the logit. Unlike
+    the cells of a VNCA, each layer has weights of its own.
+
+    Args:
+        latent_size: size `D` of the latent.
+        width: channels at 32 × 32; each of the four layers before it has twice as many as the one after it.
+
+    Raises:
+        ValueError: if an argument is below 1.
+    """
+
+    def __init__(self, latent_size: int = 256, width: int = 32):
+        super().__init__()
+        if latent_size < 1 or width < 1:
+            raise ValueError(f"ConvDecoder needs latent_size and width >= 1, not {latent_size} and {width}")
+        self.latent_size = latent_size
+        layers: list[nn.Module] = [
+            nn.Linear(latent_size, 16 * width * 2 * 2),
+            nn.Unflatten(1, (16 * width, 2, 2)),
+            nn.ELU(),
+        ]
+        for channels in (16 * width, 8 * width, 4 * width, 2 * width):  # 2 -> 4 -> 8 -> 16 -> 32
+            up = nn.ConvTranspose2d(channels, channels // 2, 5, stride=2, padding=2, output_padding=1)
+            layers += [up, nn.ELU()]
+        layers.append(nn.Conv2d(width, 1, 5, padding=2))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Logits `(B, 1, 28, 28)` for latents `(B, D)`; raises `ValueError` on another shape."""
+        _require_latents(z, self.latent_size)
+        return crop(self.layers(z))  # (B, 1, 32, 32) -> (B, 1, 28, 28)
+
+
+class DoublingDecoder(nn.Module):
+    """The doubling VNCA: a seed of 2 × 2 cells that grows, by one shared update and four doublings, into an image.
+
+    Without arguments it is the decoder of Palm et al., ICLR 2022 (section 3.1, appendix A), with 1,182,208
+    parameters. Each of its five stages (2 × 2, 4 × 4, 8 × 8, 16 × 16, 32 × 32) takes `steps` steps; a doubling leads
+    from one stage to the next.
+
+    Args:
+        channels: channels of a cell, which is also the size `D` of the latent.
+        hidden: channels inside the update.
+        steps: steps in each stage, so `5 * steps` in all.
+        residual_blocks: residual blocks inside the update.
+
+    Raises:
+        ValueError: if `steps` is negative, or the update does not accept the other arguments.
+    """
+
+    doublings = 4  # from 2 x 2 to 32 x 32
+
+    def __init__(self, channels: int = 256, hidden: int = 256, steps: int = 8, residual_blocks: int = 4):
+        super().__init__()
+        if steps < 0:
+            raise ValueError(f"DoublingDecoder needs steps >= 0, not {steps}")
+        self.latent_size = channels
+        self.steps = steps
+        self.update = cells.Update(channels, hidden, residual_blocks)
+
+    def schedule(self) -> list[tuple[str, int]]:
+        """What `grow` does, in order: pairs of `"seed"`, `"step"` or `"double"` and the side of the grid after it."""
+        plan = [("seed", 2)]
+        for stage in range(self.doublings + 1):
+            if stage > 0:
+                plan.append(("double", 2 * 2**stage))
+            plan += [("step", 2 * 2**stage)] * self.steps
+        return plan
+
+    def grow(self, z: Tensor) -> Iterator[Tensor]:
+        """Yield the cell state `(B, C, H, W)` after the seed, after each doubling and after each step.
+
+        Args:
+            z: latents `(B, C)`.
+
+        Raises:
+            ValueError: if `z` has another shape.
+        """
+        _require_latents(z, self.latent_size)
+        state = cells.seed(z)  # (B, C, 2, 2)
+        for event, _ in self.schedule():
+            if event == "double":
+                state = cells.double(state)  # (B, C, H, W) -> (B, C, 2H, 2W)
+            elif event == "step":
+                state = state + self.update(state)
+            yield state
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Logits `(B, 1, 28, 28)` for latents `(B, C)`: channel 0 of the last grid, cropped to the image."""
+        for state in self.grow(z):
+            pass
+        return crop(state[:, :1])  # (B, 1, 32, 32) -> (B, 1, 28, 28)
+
+
+DECODERS = {"conv": ConvDecoder, "doubling": DoublingDecoder}

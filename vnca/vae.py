@@ -1,0 +1,257 @@
+"""The variational autoencoder around any decoder, and the two bounds on its log-likelihood.
+
+Encoder and model are those of Palm et al., "Variational Neural Cellular Automata", ICLR 2022; the ELBO is that of
+Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014; the importance-weighted bound that of Burda et al.,
+"Importance Weighted Autoencoders", ICLR 2016. All bounds are in nats per image.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from vnca.decoders import BORDER, DECODERS, IMAGE_SIZE
+
+
+class Encoder(nn.Module):
+    """Five 5 × 5 convolutions and a linear layer: from an image to a Gaussian over latents.
+
+    With the standard width the convolutions have 32, 64, 128, 256 and 512 channels, as in the paper; the last four
+    have stride 2 and lead from 32 × 32 (the image with its border) to 2 × 2.
+
+    Args:
+        latent_size: size `D` of the latent.
+        width: channels of the first convolution; each following one has twice as many.
+
+    Raises:
+        ValueError: if an argument is below 1.
+    """
+
+    def __init__(self, latent_size: int = 256, width: int = 32):
+        super().__init__()
+        if latent_size < 1 or width < 1:
+            raise ValueError(f"Encoder needs latent_size and width >= 1, not {latent_size} and {width}")
+        self.latent_size = latent_size
+        layers: list[nn.Module] = [nn.Conv2d(1, width, 5, padding=2), nn.ELU()]
+        for channels in (width, 2 * width, 4 * width, 8 * width):  # 32 -> 16 -> 8 -> 4 -> 2
+            layers += [nn.Conv2d(channels, 2 * channels, 5, stride=2, padding=2), nn.ELU()]
+        layers += [nn.Flatten(), nn.Linear(16 * width * 2 * 2, 2 * latent_size)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-scale, `(B, D)` each, for images `(B, 1, 28, 28)`."""
+        x = F.pad(x, (BORDER, BORDER, BORDER, BORDER))  # (B, 1, 28, 28) -> (B, 1, 32, 32)
+        mean, log_scale = self.layers(x).chunk(2, dim=1)  # (B, 2D) -> 2 x (B, D)
+        return mean, log_scale
+
+
+class VAE(nn.Module):
+    """A variational autoencoder with a standard normal prior, a Gaussian posterior and Bernoulli pixels.
+
+    Args:
+        encoder: maps images `(B, 1, 28, 28)` to mean and log-scale, `(B, D)` each.
+        decoder: maps latents `(B, D)` to logits `(B, 1, 28, 28)`; any module that does so fits.
+
+    Raises:
+        ValueError: if encoder and decoder disagree on the size of the latent.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module):
+        super().__init__()
+        if encoder.latent_size != decoder.latent_size:
+            raise ValueError(
+                f"the encoder makes latents of size {encoder.latent_size}, "
+                f"but the decoder takes latents of size {decoder.latent_size}"
+            )
+        self.latent_size = encoder.latent_size
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def encode(self, x: Tensor) -> Normal:
+        """The approximate posterior q(z | x) of images `(B, 1, 28, 28)`: a `Normal` of batch shape `(B, D)`.
+
+        Raises:
+            ValueError: if the images have another shape.
+        """
+        if x.ndim != 4 or x.shape[1:] != (1, IMAGE_SIZE, IMAGE_SIZE):
+            raise ValueError(
+                f"images have the shape (B, 1, {IMAGE_SIZE}, {IMAGE_SIZE}), not {tuple(x.shape)}"
+            )
+        mean, log_scale = self.encoder(x)
+        return Normal(at_least_float32(mean), at_least_float32(log_scale).exp(), validate_args=False)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Logits `(B, 1, 28, 28)` of the pixels, p(x | z), for latents `(B, D)`."""
+        return at_least_float32(self.decoder(z))
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Pixel probabilities `(n, 1, 28, 28)` of `n` latents drawn from the prior.
+
+        Raises:
+            ValueError: if `n` is negative.
+        """
+        if n < 0:
+            raise ValueError(f"the number of samples is at least 0, not {n}")
+        like = next(self.parameters())
+        z = standard_normal((n, self.latent_size), like, generator)
+        return decode_in_chunks(self, z, CHUNK_SIZE).sigmoid()
+
+
+def gaussian_kl(mean: Tensor, log_scale: Tensor) -> Tensor:
+    """KL divergence from the standard normal, in nats: `(B, D)`, `(B, D)` -> `(B,)`.
+
+    Closed form of Kingma & Welling 2014, appendix B, with s the log-scale: sum of (mean² + e^{2s} - 1 - 2s) / 2.
+    """
+    return 0.5 * (mean.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum(dim=1)  # (B, D) -> (B,)
+
+
+def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
+    """log p(x | z) of Bernoulli pixels, summed over the image, in nats: 2 × `(B, 1, H, W)` -> `(B,)`.
+
+    In float32 at least, whatever the autocast: a sum over 784 pixels in bfloat16 would be off by whole nats.
+    """
+    logits = at_least_float32(logits)
+    per_pixel = F.binary_cross_entropy_with_logits(
+        logits, x.to(logits.dtype), reduction="none"
+    )  # (B, 1, H, W)
+    return -per_pixel.flatten(1).sum(dim=1)  # (B,)
+
+
+def elbo_terms(model: VAE, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """The two terms of the ELBO, in nats: log p(x | z) for one reparameterized z ~ q(z | x), and KL(q || prior).
+
+    Args:
+        model: a `VAE`.
+        x: images `(B, 1, 28, 28)` in [0, 1]; not checked, so that a training loop pays nothing.
+        generator: source of the noise.
+
+    Returns:
+        `(B,)` and `(B,)`; the ELBO is the first minus the second.
+    """
+    posterior = model.encode(x)
+    noise = standard_normal(posterior.mean.shape, posterior.mean, generator)
+    z = posterior.mean + posterior.stddev * noise  # (B, D)
+    return bernoulli_log_likelihood(model.decode(z), x), gaussian_kl(posterior.mean, posterior.stddev.log())
+
+
+def elbo(model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """The evidence lower bound with one sample of the latent: `(B,)` nats.
+
+    Args:
+        model: a `VAE`.
+        x: images `(B, 1, 28, 28)` in [0, 1].
+        generator: source of the noise, for reproducible figures.
+
+    Raises:
+        ValueError: if `x` has another shape or pixels outside [0, 1].
+    """
+    require_pixels(x)
+    log_likelihood, kl = elbo_terms(model, x, generator)
+    return log_likelihood - kl
+
+
+CHUNK_SIZE = 256  # latents decoded at once when nobody asks for another number
+
+
+def iwae(
+    model: VAE,
+    x: Tensor,
+    num_samples: int = 128,
+    chunk_size: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The importance-weighted bound log 1/K Σ p(x, z_k) / q(z_k | x), z_k ~ q(z | x): `(B,)` nats (Burda et al., eq. 8).
+
+    Args:
+        model: a `VAE`.
+        x: images `(B, 1, 28, 28)` in [0, 1].
+        num_samples: the number K of latents an image.
+        chunk_size: how many latents are decoded at once (None: 256). It bounds the memory when no gradient is
+            recorded, and leaves the result as it is up to rounding.
+        generator: source of the noise, for reproducible figures.
+
+    Raises:
+        ValueError: if `x` has another shape or pixels outside [0, 1], or if `num_samples` or `chunk_size` is below 1.
+    """
+    require_pixels(x)
+    chunk_size = CHUNK_SIZE if chunk_size is None else chunk_size
+    if num_samples < 1 or chunk_size < 1:
+        raise ValueError(f"num_samples and chunk_size are at least 1, not {num_samples} and {chunk_size}")
+    posterior = model.encode(x)
+    at_once = max(1, chunk_size // max(1, len(x)))  # samples of the whole batch that fit one chunk
+    log_weights = []
+    for first in range(0, num_samples, at_once):
+        count = min(at_once, num_samples - first)
+        # Drawn sample by sample, so that the noise does not depend on the chunks.
+        noise = torch.stack(
+            [standard_normal(posterior.mean.shape, posterior.mean, generator) for _ in range(count)]
+        )
+        z = posterior.mean + posterior.stddev * noise  # (K', B, D)
+        log_prior_ratio = (Normal(0.0, 1.0).log_prob(z) - posterior.log_prob(z)).sum(dim=-1)  # (K', B)
+        logits = decode_in_chunks(model, z.flatten(0, 1), chunk_size)  # (K' * B, 1, 28, 28)
+        log_likelihood = bernoulli_log_likelihood(logits, x.repeat(count, 1, 1, 1)).view(count, -1)  # (K', B)
+        log_weights.append(log_likelihood + log_prior_ratio)
+    return torch.cat(log_weights).logsumexp(dim=0) - math.log(num_samples)  # (K, B) -> (B,)
+
+
+def decode_in_chunks(model: VAE, z: Tensor, chunk_size: int) -> Tensor:
+    """`model.decode(z)`, never more than `chunk_size` latents at once: `(N, D)` -> `(N, 1, 28, 28)`."""
+    return torch.cat([model.decode(part) for part in z.split(chunk_size)])
+
+
+def at_least_float32(t: Tensor) -> Tensor:
+    """The tensor in float32, or as it is where it is already wider."""
+    return t if t.dtype == torch.float64 else t.float()
+
+
+def standard_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal noise on the device and in the type of `like`, drawn where the generator lives."""
+    device = like.device if generator is None else generator.device
+    return torch.randn(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
+
+
+def require_pixels(x: Tensor) -> None:
+    """Raise `ValueError` unless all values of the images lie in [0, 1] (a NaN does not)."""
+    if x.numel() and not bool(((x >= 0) & (x <= 1)).all()):
+        raise ValueError(
+            f"pixels lie in [0, 1], but these images go from {x.min().item():g} to {x.max().item():g}: "
+            "divide 8-bit images by 255"
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that is needed to build a model again; written to and read from `config.json`.
+
+    Attributes:
+        decoder: `"doubling"` or `"conv"`.
+        latent_size: size `D` of the latent (the doubling decoder's cells have as many channels).
+        encoder_width: channels of the encoder's first convolution.
+        decoder_options: further arguments of the decoder's class, such as `hidden` and `steps`.
+    """
+
+    decoder: str = "doubling"
+    latent_size: int = 256
+    encoder_width: int = 32
+    decoder_options: dict[str, int] = field(default_factory=dict)
+
+
+def build(config: ModelConfig) -> VAE:
+    """A freshly initialized model.
+
+    Raises:
+        ValueError: if the decoder is unknown, an option is not one of its arguments, or a value is out of range.
+    """
+    if config.decoder not in DECODERS:
+        raise ValueError(f"unknown decoder {config.decoder!r}; there are {', '.join(sorted(DECODERS))}")
+    try:
+        decoder = DECODERS[config.decoder](config.latent_size, **config.decoder_options)
+    except TypeError as error:
+        raise ValueError(
+            f"decoder {config.decoder!r} does not take {config.decoder_options}: {error}"
+        ) from None
+    return VAE(Encoder(config.latent_size, config.encoder_width), decoder)

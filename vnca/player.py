@@ -110,11 +110,15 @@ _PAGE = """\
 # Colors are those of the surrounding text, so that light and dark pages both work.
 _STYLE = """
 .vnca-film { max-width: 100%; margin: 0.5rem 0; }
-.vnca-film img, .vnca-film canvas { display: block; max-width: 100%; height: auto; image-rendering: pixelated; }
-.vnca-film-bar { display: flex; flex-wrap: wrap; align-items: center; gap: 0.25rem 0.75rem; margin-top: 0.5rem; }
-.vnca-film-bar button { min-width: 4.5rem; padding: 0.25rem 0.75rem; font: inherit; color: inherit; cursor: pointer;
+.vnca-film img, .vnca-film canvas {
+  display: block; max-width: 100%; height: auto; image-rendering: pixelated; }
+.vnca-film-bar {
+  display: flex; flex-wrap: wrap; align-items: center; gap: 0.25rem 0.75rem; margin-top: 0.5rem; }
+.vnca-film-bar button {
+  min-width: 4.5rem; padding: 0.25rem 0.75rem; font: inherit; color: inherit; cursor: pointer;
   background: transparent; border: 1px solid currentColor; border-radius: 0.25rem; }
-.vnca-film-bar input { flex: 1 1 8rem; max-width: 16rem; min-width: 0; margin: 0; accent-color: currentColor; }
+.vnca-film-bar input {
+  flex: 1 1 8rem; max-width: 16rem; min-width: 0; margin: 0; accent-color: currentColor; }
 .vnca-film-bar span { font-variant-numeric: tabular-nums; }
 .vnca-film-bar :focus-visible { outline: 3px solid currentColor; outline-offset: 2px; }
 """
@@ -134,7 +138,8 @@ _SCRIPT = """
 
   function start(root) {
     const last = film.labels.length - 1;
-    const canvas = element("canvas", { width: film.width, height: film.height, role: "img", "aria-label": film.alt });
+    const size = { width: film.width, height: film.height };
+    const canvas = element("canvas", { ...size, role: "img", "aria-label": film.alt });
     canvas.style.width = film.width * film.scale + "px";
     const bar = element("div", { class: "vnca-film-bar" });
     const button = element("button", { type: "button" });

@@ -26,10 +26,13 @@ def digest_of_files(paths) -> str:
 
 
 def data_in_reach() -> list[str]:
-    """The files of the book's data set that a chapter finds without downloading."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vnca")
-    folders = [cache, *([Path(os.environ["VNCA_DATA"])] if os.environ.get("VNCA_DATA") else [])]
-    return sorted(path.name for folder in folders for path in folder.glob("binarized_mnist*/*"))
+    """The files of binarized MNIST, the chapters' data set, that `vnca.data.load` finds without downloading."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vnca"
+    folders = [cache, *(Path(root).expanduser() for root in [os.environ.get("VNCA_DATA")] if root)]
+    names = ("binarized_mnist_*.amat*", "binarized_mnist/binarized_mnist_*.amat*", "binarized_mnist/*.bits")
+    found = [path for folder in folders for name in names for path in folder.glob(name)]
+    # The cache also keeps parsed copies of files that lie elsewhere, named with a dash: those follow from the files.
+    return sorted(f"{path.name} {path.stat().st_size}" for path in found if "-" not in path.name)
 
 
 def computed_with() -> str:

@@ -1,0 +1,147 @@
+"""The repository as a reader meets it: addresses, badges, chapters as stored, and the generated parts of README."""
+
+import ast
+import re
+import subprocess
+
+import pytest
+import readme
+import yaml
+from chapters import CHAPTERS, ROOT, read
+
+FIRST_CELL = f"""\
+# In Colab this installs the book's package; elsewhere it is already there.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("vnca") is None:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "git+{readme.repository()}"], check=True)"""
+
+each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
+
+
+def text_files() -> list:
+    """The files that git knows or would take, without pictures and weights."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    binary = {".png", ".gif", ".webp", ".jpg", ".mp4", ".safetensors", ".npz", ".gz"}
+    paths = [ROOT / name for name in listed]
+    return [path for path in paths if path.is_file() and path.suffix not in binary]
+
+
+def code_cells(path) -> list:
+    return [cell for cell in read(path.name).cells if cell.cell_type == "code"]
+
+
+def test_table_of_contents_names_files_that_exist():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    files = [toc["root"], *(entry["file"] for entry in toc["chapters"])]
+    missing = [name for name in files if not any((ROOT / f"{name}{end}").is_file() for end in (".md", ".ipynb"))]
+    assert not missing, f"_toc.yml lists what is not there: {missing}"
+
+
+def test_every_notebook_is_in_the_table_of_contents():
+    assert sorted((ROOT / "book").glob("*.ipynb")) == sorted(CHAPTERS)
+
+
+def test_addresses_agree_with_pyproject():
+    address = re.compile(r"(?:github\.com|colab\.research\.google\.com/github)/(vnca[\w-]*/[\w.-]*\w)")
+    expected = readme.repository().removeprefix("https://github.com/")
+    wrong = [
+        f"{path.relative_to(ROOT)}: {found}"
+        for path in text_files()
+        for found in address.findall(path.read_text())
+        if found.removesuffix(".git") != expected
+    ]
+    assert not wrong, f"pyproject.toml says {expected}, but: {wrong}"
+
+
+def test_configuration_points_at_the_repository():
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    assert config["repository"] == {"url": readme.repository(), "path_to_book": "", "branch": "main"}
+
+
+def test_no_file_mentions_a_path_of_one_machine():
+    # Put together here so that this file does not find itself.
+    machine = re.compile("|".join(["/" + "home/", "/" + "Users/", "/" + "root/", "/" + "work/", "/" + "tmp/"]))
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in text_files()
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if machine.search(line)
+    ]
+    assert not found, found
+
+
+@pytest.mark.parametrize("page", readme.PAGES)
+def test_generated_parts_are_up_to_date(page):
+    assert (ROOT / page).read_text() == readme.filled(page), "run: python scripts/readme.py"
+
+
+@each_chapter
+def test_chapter_is_stored_without_outputs(path):
+    for cell in code_cells(path):
+        assert cell.outputs == [], f"cell {cell.id} of {path.name} is stored with outputs"
+        assert cell.execution_count is None, f"cell {cell.id} of {path.name} is stored with an execution count"
+
+
+@each_chapter
+def test_chapter_format(path):
+    notebook = read(path.name)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    identifiers = [cell.id for cell in notebook.cells]
+    assert len(set(identifiers)) == len(identifiers)
+
+
+@each_chapter
+def test_first_cell_installs_the_package_only_where_it_is_missing(path):
+    first = code_cells(path)[0]
+    assert first.source.strip() == FIRST_CELL
+    assert "remove-output" in first.metadata.get("tags", [])
+
+
+@each_chapter
+def test_readme_and_chapter_carry_its_colab_badge(path):
+    link = f"]({readme.colab(path.relative_to(ROOT).as_posix())})"
+    assert link in (ROOT / "README.md").read_text()
+    assert any(link in cell.source for cell in read(path.name).cells if cell.cell_type == "markdown")
+
+
+@each_chapter
+def test_chapter_has_a_summary_and_four_exercises_with_solutions(path):
+    text = "\n".join(cell.source for cell in read(path.name).cells if cell.cell_type == "markdown")
+    assert re.search(r"^## Summary", text, re.MULTILINE)
+    exercises = re.findall(r"\{exercise(?:-start)?\}[^`]*?:label: ([\w-]+)", text)
+    solutions = re.findall(r"\{solution(?:-start)?\} ([\w-]+)", text)
+    assert len(exercises) >= 4
+    assert sorted(exercises) == sorted(solutions)
+    for label in solutions:
+        assert re.search(rf"\{{solution(?:-start)?\}} {label}\n:class: dropdown", text), f"{label} is not folded"
+
+
+def draws(source: str) -> bool:
+    """Whether a cell calls, outside of functions it defines, what makes a still picture."""
+    names = {"show", "subplots", "figure", "savefig", "imshow", "show_images", "strip"}
+    todo, called = [ast.parse(source)], set()
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            called.add(getattr(node.func, "attr", None) or getattr(node.func, "id", None))
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            todo.extend(ast.iter_child_nodes(node))
+    return bool(names & called)
+
+
+@each_chapter
+def test_cells_that_draw_say_what_the_picture_shows(path):
+    for cell in code_cells(path):
+        if draws(cell.source) and "remove-output" not in cell.metadata.get("tags", []):
+            alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+            assert len(alt) > 20, f"cell {cell.id} of {path.name} draws a picture without alt text"

@@ -82,7 +82,8 @@ def show_images(
     for index, picture in enumerate(pictures):
         left, bottom = (index % columns) * (1 + gap), -(index // columns) * pitch
         extent = (left, left + 1, bottom, bottom + tall)
-        axes.imshow(picture, extent=extent, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        color = picture if picture.ndim == 3 else np.dstack([picture] * 3)  # exact greys, without a color map
+        axes.imshow(color, extent=extent, interpolation="nearest")
         if titles is not None:
             axes.text(left + 0.5, bottom + tall + 0.03 / inch, titles[index], ha="center", va="bottom", size=9)
     axes.set(xlim=(-gap / 2, columns * (1 + gap) - gap / 2), ylim=((1 - rows) * pitch, pitch))

@@ -1,0 +1,183 @@
+"""The growing automaton: one learned update that grows a picture from a single cell, keeps it and repairs it.
+
+This is the model of Mordvintsev et al., "Growing Neural Cellular Automata", Distill 2020, as chapter 2 teaches it.
+Channels 0 to 3 of a cell are its red, green, blue and opacity; the colors are premultiplied by the opacity. The
+other channels are hidden.
+
+>>> automaton = GrowingAutomaton(channels=16, hidden=96)
+>>> state = single_cell(batch=1, channels=16, size=22)
+>>> automaton(state).shape
+torch.Size([1, 16, 22, 22])
+"""
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from vnca.cells import require_state
+
+ALPHA = 3
+"""The channel of opacity."""
+
+LIVING = 0.1
+"""A cell lives if its opacity, or that of a neighbor, is above this (Mordvintsev et al., "living cells")."""
+
+
+def perceive(state: Tensor) -> Tensor:
+    """What each cell sees: its own state and the two Sobel gradients of its neighborhood, channel by channel.
+
+    The filters are fixed. Beyond the border the state counts as zero.
+
+    Args:
+        state: cell state `(B, C, H, W)`.
+
+    Returns:
+        `(B, 3C, H, W)`: for each channel in turn its value, its change along x (to the right) and along y (down).
+
+    Raises:
+        ValueError: if `state` is not four-dimensional.
+    """
+    require_state(state)
+    channels = state.shape[1]
+    itself = state.new_tensor([[0, 0, 0], [0, 1, 0], [0, 0, 0]])
+    sobel = state.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
+    filters = torch.stack([itself, sobel, sobel.T]).repeat(channels, 1, 1)[:, None]  # (3C, 1, 3, 3)
+    return F.conv2d(state, filters, padding=1, groups=channels)  # (B, 3C, H, W)
+
+
+def living(state: Tensor) -> Tensor:
+    """Which cells live, `(B, 1, H, W)` bool: those with an opacity above 0.1 in their 3 × 3 neighborhood."""
+    require_state(state)
+    return F.max_pool2d(state[:, ALPHA : ALPHA + 1], kernel_size=3, stride=1, padding=1) > LIVING
+
+
+def single_cell(batch: int, channels: int, size: int) -> Tensor:
+    """The seed: one opaque black cell in the middle of an empty grid, its hidden channels at 1.
+
+    Args:
+        batch: number of grids `B`.
+        channels: channels `C` of a cell, at least 4.
+        size: side of the grid, in cells.
+
+    Returns:
+        Cell state `(B, C, size, size)`.
+
+    Raises:
+        ValueError: if there are fewer than 4 channels.
+    """
+    if channels <= ALPHA:
+        raise ValueError(f"a growing cell needs at least 4 channels (red, green, blue, opacity), not {channels}")
+    state = torch.zeros(batch, channels, size, size)
+    state[:, ALPHA:, size // 2, size // 2] = 1
+    return state
+
+
+class GrowingAutomaton(nn.Module):
+    """The update of Mordvintsev et al. 2020, applied to a random part of the cells; dead cells stay empty.
+
+    Args:
+        channels: channels `C` of a cell, at least 4.
+        hidden: width of the hidden layer. With 16 channels, 128 gives the article's 8,320 parameters.
+        fire_rate: the probability with which a cell takes part in a step.
+
+    Raises:
+        ValueError: if `channels` is below 4, `hidden` below 1 or `fire_rate` outside (0, 1].
+    """
+
+    def __init__(self, channels: int = 16, hidden: int = 128, fire_rate: float = 0.5):
+        super().__init__()
+        if channels <= ALPHA or hidden < 1 or not 0 < fire_rate <= 1:
+            raise ValueError(
+                "a growing automaton needs channels >= 4, hidden >= 1 and 0 < fire_rate <= 1, "
+                f"not {channels}, {hidden} and {fire_rate}"
+            )
+        self.fire_rate = fire_rate
+        self.think = nn.Conv2d(3 * channels, hidden, 1)
+        self.change = nn.Conv2d(hidden, channels, 1, bias=False)
+        nn.init.zeros_(self.change.weight)  # an untrained cell does not change
+
+    def update(self, state: Tensor) -> Tensor:
+        """The change that each cell would make if it fired: `(B, C, H, W)` -> `(B, C, H, W)`."""
+        return self.change(F.relu(self.think(perceive(state))))
+
+    def forward(self, state: Tensor, generator: Generator | None = None) -> Tensor:
+        """One step: `(B, C, H, W)` -> `(B, C, H, W)`. The generator decides which cells fire."""
+        chance = torch.rand(state[:, :1].shape, generator=generator, device=state.device)  # (B, 1, H, W)
+        after = state + self.update(state) * (chance < self.fire_rate)
+        return after * (living(state) & living(after))
+
+
+class Pool:
+    """States from earlier in training, each known by its index; what else belongs to a state goes by the same index.
+
+    Args:
+        states: the first states `(N, C, H, W)`; they are copied.
+
+    >>> pool = Pool(single_cell(batch=64, channels=16, size=22))
+    >>> index, states = pool.sample(8)
+    >>> pool.commit(index, 2 * states)
+    """
+
+    def __init__(self, states: Tensor):
+        require_state(states)
+        self.states = states.detach().clone()
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def sample(self, size: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draw `size` different entries at random: their indices `(size,)` and copies of their states.
+
+        Raises:
+            ValueError: if the pool holds fewer than `size` states.
+        """
+        if size > len(self):
+            raise ValueError(f"a pool of {len(self)} states cannot give {size} different ones")
+        index = torch.randperm(len(self), generator=generator)[:size]
+        return index, self.states[index]
+
+    def commit(self, index: Tensor, states: Tensor) -> None:
+        """Put states `(size, C, H, W)` in the places `index`, cut off from the graph that made them.
+
+        Raises:
+            ValueError: if there is not one index for each state.
+        """
+        if len(index) != len(states):
+            raise ValueError(f"{len(states)} states need as many indices, not {len(index)}")
+        self.states[index] = states.detach()
+
+
+def toadstool(size: int = 16, padding: int = 3) -> Tensor:
+    """The target of chapter 2, drawn from discs and bands: red cap, white spots, pale stem, a patch of grass.
+
+    Args:
+        size: side of the drawing, in pixels.
+        padding: empty pixels added on each side.
+
+    Returns:
+        Premultiplied red, green, blue and opacity, `(4, size + 2 padding, size + 2 padding)` in [0, 1].
+    """
+    samples = 8  # along each side of a pixel, for smooth edges
+    y, x = (np.mgrid[: size * samples, : size * samples] + 0.5) / (size * samples)
+    canvas = np.zeros((*x.shape, 4), dtype=np.float32)
+
+    def disc(center_x: float, center_y: float, radius_x: float, radius_y: float) -> np.ndarray:
+        return ((x - center_x) / radius_x) ** 2 + ((y - center_y) / radius_y) ** 2 < 1
+
+    stem = (abs(x - 0.5) < 0.13 + 0.09 * np.clip((y - 0.5) / 0.45, 0, 1) ** 2) & (y > 0.45) & (y < 0.93)
+    cap = disc(0.5, 0.52, 0.47, 0.47) & (y < 0.56)
+    spots = disc(0.5, 0.22, 0.11, 0.09) | disc(0.25, 0.38, 0.08, 0.09) | disc(0.76, 0.37, 0.09, 0.09)
+    layers = [
+        (stem, (0.96, 0.88, 0.72)),
+        (stem & (x > 0.53), (0.86, 0.72, 0.52)),  # its shaded side
+        (cap, (0.84, 0.13, 0.16)),
+        (cap & (y > 0.49), (0.62, 0.06, 0.13)),  # its shaded rim
+        (cap & spots, (1.0, 0.97, 0.92)),
+        (disc(0.5, 0.97, 0.42, 0.09) & (y < 0.99), (0.25, 0.55, 0.22)),
+    ]
+    for where, color in layers:
+        canvas[where] = (*color, 1)
+    # Samples outside the drawing are zero in all four channels, so the mean comes out premultiplied.
+    pixels = canvas.reshape(size, samples, size, samples, 4).mean(axis=(1, 3))
+    return F.pad(torch.from_numpy(pixels).permute(2, 0, 1), [padding] * 4)  # (4, H, W)

@@ -1,0 +1,191 @@
+"""The growing automaton: what a cell sees, when it fires, when it lives, and the pool."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vnca.growing import GrowingAutomaton, Pool, living, perceive, single_cell, toadstool
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def shaken(seed: int = 0, fire_rate: float = 0.5, channels: int = 8) -> GrowingAutomaton:
+    """An automaton that does something: its zero-started layer gets random weights."""
+    automaton = GrowingAutomaton(channels=channels, hidden=16, fire_rate=fire_rate)
+    for parameter in automaton.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator(seed))
+    return automaton
+
+
+def opaque(seed: int, size: int = 11, channels: int = 8) -> torch.Tensor:
+    """A random state in which every cell lives and keeps living."""
+    state = torch.randn(1, channels, size, size, generator=generator(seed))
+    state[:, 3] = 1e3
+    return state
+
+
+def test_perception_is_the_value_and_the_two_sobel_sums():
+    state = torch.randn(2, 5, 6, 7, generator=generator(0))
+    seen = perceive(state).unflatten(1, (5, 3))
+    torch.testing.assert_close(seen[:, :, 0], state)
+    row, column = 3, 4
+    block = state[:, :, row - 1 : row + 2, column - 1 : column + 2]
+    right, left = block[..., 2], block[..., 0]
+    below, above = block[..., 2, :], block[..., 0, :]
+    weights = torch.tensor([1.0, 2.0, 1.0]) / 8
+    torch.testing.assert_close(seen[:, :, 1, row, column], ((right - left) * weights).sum(-1))
+    torch.testing.assert_close(seen[:, :, 2, row, column], ((below - above) * weights).sum(-1))
+
+
+def test_a_ramp_of_one_per_cell_has_gradient_one():
+    ramp = torch.arange(6.0).expand(1, 1, 6, 6)
+    inside = perceive(ramp)[0, :, 1:-1, 1:-1]
+    torch.testing.assert_close(inside[1], torch.ones(4, 4))
+    torch.testing.assert_close(inside[2], torch.zeros(4, 4))
+
+
+def test_the_article_s_size_has_8320_parameters():
+    assert sum(parameter.numel() for parameter in GrowingAutomaton().parameters()) == 8320
+
+
+def test_an_untrained_automaton_leaves_the_seed_as_it_is():
+    state = single_cell(batch=2, channels=16, size=9)
+    automaton = GrowingAutomaton(channels=16, hidden=8)
+    torch.testing.assert_close(automaton(state), state, rtol=0, atol=0)
+
+
+def test_the_seed_is_one_cell():
+    state = single_cell(batch=3, channels=6, size=9)
+    assert state.shape == (3, 6, 9, 9)
+    assert (state != 0).any(dim=1).sum().item() == 3
+    assert state[:, :, 4, 4].tolist() == [[0, 0, 0, 1, 1, 1]] * 3
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5, 0.9])
+def test_the_share_of_firing_cells_is_the_fire_rate(rate):
+    before = opaque(seed=1, size=100)
+    after = shaken(fire_rate=rate)(before, generator=generator(2))
+    share = (after != before).any(dim=1).double().mean().item()
+    # 10,000 cells: five standard deviations are at most 0.025.
+    assert abs(share - rate) < 5 * (rate * (1 - rate) / 10_000) ** 0.5
+
+
+def test_a_cell_fires_with_all_its_channels_or_not_at_all():
+    before = opaque(seed=1)
+    automaton = shaken()
+    change = automaton(before, generator=generator(2)) - before
+    fired = (change != 0).any(dim=1, keepdim=True)
+    torch.testing.assert_close(change, (before + automaton.update(before) - before) * fired)
+
+
+def test_the_generator_decides_which_cells_fire():
+    state, automaton = opaque(seed=3), shaken()
+    first = automaton(state, generator=generator(7))
+    torch.testing.assert_close(automaton(state, generator=generator(7)), first, rtol=0, atol=0)
+    assert not torch.equal(automaton(state, generator=generator(8)), first)
+
+
+@given(row=st.integers(0, 10), column=st.integers(0, 10), steps=st.integers(1, 4), channel=st.integers(0, 7))
+def test_after_s_steps_a_change_has_reached_at_most_s_cells(row, column, steps, channel):
+    automaton, state = shaken(), opaque(seed=4)
+    other = state.clone()
+    other[0, channel, row, column] += 1
+    for step in range(steps):
+        state, other = automaton(state, generator(step)), automaton(other, generator(step))
+    rows, columns = (state != other).any(dim=1)[0].nonzero(as_tuple=True)
+    assert len(rows) > 0
+    assert max((rows - row).abs().max(), (columns - column).abs().max()) <= steps
+
+
+def test_a_cell_without_an_opaque_neighbor_is_emptied():
+    automaton = GrowingAutomaton(channels=5, hidden=4, fire_rate=1)
+    state = torch.zeros(1, 5, 9, 9)
+    state[:, 3, 2, 2] = 0.11  # alive
+    state[:, 3, 6, 6] = 0.09  # too faint
+    state[:, 4, 3, 3] = 1.0  # hidden only, but beside a living cell
+    state[:, 4, 2, 4] = 1.0  # hidden only, two columns away from it
+    after = automaton(state)
+    expected = state.clone()
+    expected[:, 3, 6, 6] = 0
+    expected[:, 4, 2, 4] = 0
+    torch.testing.assert_close(after, expected, rtol=0, atol=0)
+
+
+def test_a_cell_must_live_after_the_step_too():
+    automaton = GrowingAutomaton(channels=5, hidden=4, fire_rate=1)
+    with torch.no_grad():
+        automaton.think.weight.zero_()
+        automaton.think.bias.fill_(1.0)
+        automaton.change.weight[3] = -0.25  # every cell loses an opacity of 1: 4 hidden units, -0.25 each
+    assert living(single_cell(1, 5, 7)).sum() == 9
+    assert (automaton(single_cell(1, 5, 7)) == 0).all()
+
+
+def test_growth_reaches_one_cell_farther_with_each_step():
+    automaton = shaken(fire_rate=1)
+    with torch.no_grad():
+        automaton.change.weight[3] = automaton.change.weight[3].abs()  # opacity only grows
+    state = single_cell(batch=1, channels=8, size=15)
+    for step in range(1, 6):
+        state = automaton(state)
+        rows, columns = (state != 0).any(dim=1)[0].nonzero(as_tuple=True)
+        assert max((rows - 7).abs().max(), (columns - 7).abs().max()) == step
+
+
+@given(count=st.integers(1, 20), data=st.data())
+def test_the_pool_draws_each_index_once_and_keeps_states_at_their_index(count, data):
+    size = data.draw(st.integers(1, count))
+    states = torch.arange(count, dtype=torch.float32).view(count, 1, 1, 1)
+    pool = Pool(states)
+    index, drawn = pool.sample(size, generator(size))
+    assert len(set(index.tolist())) == size
+    assert drawn.flatten().tolist() == index.tolist()
+    pool.commit(index, drawn + 100)
+    expected = [float(i + 100 * (i in index.tolist())) for i in range(count)]
+    assert pool.states.flatten().tolist() == expected
+    assert states.flatten().tolist() == list(range(count))
+
+
+def test_every_entry_of_the_pool_is_drawn_equally_often():
+    pool, source = Pool(torch.zeros(8, 1, 1, 1)), generator(0)
+    counts = torch.bincount(torch.cat([pool.sample(4, source)[0] for _ in range(2000)]), minlength=8)
+    # Each is drawn 1000 times in expectation, with a standard deviation of 22.
+    assert (counts - 1000).abs().max() < 112
+
+
+def test_the_pool_holds_no_graph_and_hands_out_copies():
+    pool = Pool(torch.zeros(4, 1, 2, 2))
+    index, drawn = pool.sample(2)
+    drawn += 1
+    assert (pool.states == 0).all()
+    pool.commit(index, drawn.requires_grad_())
+    assert not pool.states.requires_grad
+
+
+def test_the_target_is_premultiplied_and_keeps_clear_of_the_border():
+    target = toadstool(size=16, padding=3)
+    assert target.shape == (4, 22, 22)
+    assert target.min() == 0 and target.max() == 1
+    assert (target[:3] <= target[3:] + 1e-6).all()
+    assert target[:, 3:-3, 3:-3].count_nonzero() == target.count_nonzero()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: perceive(torch.zeros(3, 4, 5)), r"\(3, 4, 5\)"),
+        (lambda: living(torch.zeros(4, 5)), r"\(4, 5\)"),
+        (lambda: single_cell(1, 3, 5), "at least 4 channels"),
+        (lambda: GrowingAutomaton(channels=3), "channels >= 4"),
+        (lambda: GrowingAutomaton(fire_rate=0), "fire_rate"),
+        (lambda: Pool(torch.zeros(4, 3)), r"\(4, 3\)"),
+        (lambda: Pool(torch.zeros(2, 1, 1, 1)).sample(3), "pool of 2"),
+        (lambda: Pool(torch.zeros(3, 1, 1, 1)).commit(torch.tensor([0]), torch.zeros(2, 1, 1, 1)), "2 states"),
+    ],
+)
+def test_errors_say_what_was_wrong(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

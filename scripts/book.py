@@ -35,25 +35,33 @@ def data_in_reach() -> list[str]:
     return sorted(f"{path.name} {path.stat().st_size}" for path in found if "-" not in path.name)
 
 
-def computed_with() -> str:
+def code_in_use() -> str:
+    """A digest of the package, the shipped weights, the environment and the builder's own extension."""
+    folders = (ROOT / "vnca", ROOT / "book" / "_ext")
+    found = [path for folder in folders for path in folder.rglob("*") if "__pycache__" not in path.parts]
+    return digest_of_files([*filter(Path.is_file, found), ROOT / "requirements.txt"])
+
+
+def computed_with(code: str) -> str:
     """What the output of a chapter depends on besides the chapter."""
-    package = [p for p in (ROOT / "vnca").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    files = digest_of_files([*package, ROOT / "requirements.txt"])
-    return "\n".join([sys.version, files, *data_in_reach()])
+    return "\n".join([sys.version, code, *data_in_reach()])
 
 
 def build() -> int:
-    if STAMP.is_file() and STAMP.read_text() != computed_with():
+    # Read once: what changes while the chapters run has not taken part.
+    code = code_in_use()
+    if BUILD.exists() and (not STAMP.is_file() or STAMP.read_text() != computed_with(code)):
         print("The package, its weights, the environment or the data changed: executing every chapter anew.")
         shutil.rmtree(BUILD)
     if not BUILD.exists():
         # The first import of matplotlib on a machine talks about its fonts; no page should show that.
         subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], check=True)
-    command = [sys.executable, "-m", "jupyter_book", "build", str(ROOT), "-W", "-n", "--keep-going"]
-    status = subprocess.run(command).returncode
-    BUILD.mkdir(exist_ok=True)
-    # Written last: a chapter that downloads its data changes what is in reach.
-    STAMP.write_text(computed_with())
+        BUILD.mkdir()
+        STAMP.write_text(computed_with(code))
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    status = subprocess.run([jupyter_book, "build", str(ROOT), "-W", "-n", "--keep-going"]).returncode
+    # Once more: a chapter that downloads its data changes what is in reach.
+    STAMP.write_text(computed_with(code))
     return status
 
 

@@ -1,0 +1,176 @@
+"""The built pages in a browser, served and as files: whole without a network, readable on a phone and in the dark.
+
+They need a built book (`make book`) and Chromium or Chrome. Where one is missing they are skipped and say so; with
+CI=true in the environment they fail instead.
+"""
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import readme
+import yaml
+from chapters import CHAPTERS, ROOT
+
+BUILT = ROOT / "_build" / "html"
+LARGEST_OUTPUT = 300_000
+PHONE = {"width": 390, "height": 844}
+DESKTOP = {"width": 1280, "height": 900}
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
+PAGES = [f"{name}.html" for name in (TOC["root"], *(entry["file"] for entry in TOC["chapters"]), "genindex", "search")]
+
+
+def missing(reason: str) -> None:
+    """Skip on a reader's machine, fail in CI."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def find_browser(playwright) -> str | None:
+    """The program to drive: one in PATH, Chrome where macOS keeps it, or the one Playwright downloaded."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    mac = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+    candidates = [*map(shutil.which, names), mac, playwright.chromium.executable_path]
+    return next((path for path in candidates if path and Path(path).exists()), None)
+
+
+@pytest.fixture(scope="module")
+def book():
+    if not (BUILT / "index.html").exists():
+        missing("the book is not built: run make book first")
+    return BUILT
+
+
+@pytest.fixture(scope="module")
+def browser(book):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        program = find_browser(playwright)
+        if program is None:
+            missing("no browser found: install Chromium or Chrome, or run .venv/bin/playwright install chromium")
+        quiet = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        # Chromium's own sandbox does not start for root, as in a container.
+        sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        running = playwright.chromium.launch(executable_path=program, args=[*quiet, *sandbox])
+        yield running
+        running.close()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module", params=["served", "files"])
+def address(request, book):
+    """Where the pages are: a server on this machine, or the folder itself."""
+    if request.param == "files":
+        yield book.as_uri()
+        return
+    handler = functools.partial(QuietHandler, directory=str(book))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def opened(request, browser, address):
+    """A page that has loaded, and everything that went wrong while it did; several tests look at it."""
+    page = browser.new_page(viewport=DESKTOP, color_scheme="light")
+    page.problems = []
+    inside = (address, "data:", "blob:")
+    page.on("request", lambda r: None if r.url.startswith(inside) else page.problems.append(f"asked for {r.url}"))
+    page.on("requestfailed", lambda r: page.problems.append(f"did not get {r.url}"))
+    page.on("response", lambda r: page.problems.append(f"{r.status} for {r.url}") if r.status >= 400 else None)
+    page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.goto(f"{address}/{request.param}", wait_until="load")
+    page.wait_for_function("!document.querySelector('.math') || window.MathJax?.startup?.promise")
+    page.evaluate("() => window.MathJax?.startup?.promise")
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def visit(opened):
+    """The page, in the light and on a desktop again, whatever an earlier test did to it."""
+    opened.emulate_media(color_scheme="light")
+    opened.set_viewport_size(DESKTOP)
+    return opened
+
+
+def test_page_needs_nothing_from_outside_and_reports_no_error(visit):
+    visit.mouse.wheel(0, 100_000)  # pictures that load when they are seen
+    visit.wait_for_load_state("networkidle")
+    assert not visit.problems
+
+
+def test_math_is_set(visit):
+    raw = visit.evaluate(
+        "[...document.querySelectorAll('.bd-article .math')]"
+        ".filter(e => !e.querySelector('mjx-container svg')).map(e => e.textContent)"
+    )
+    assert not raw, "raw TeX on the page"
+    assert visit.locator("mjx-merror, [data-mjx-error]").count() == 0
+
+
+def test_every_picture_says_what_it_shows(visit):
+    alts = visit.evaluate("[...document.querySelectorAll('.bd-article img')].map(e => [e.src.slice(0, 99), e.alt])")
+    # Without alt text of their own, outputs get the path of their file.
+    silent = [src for src, alt in alts if len(alt.strip()) < 5 or re.search(r"_images/|\.(png|gif|webp|svg)$", alt)]
+    assert not silent
+
+
+def test_pictures_stay_as_they_are_in_the_dark(visit):
+    visit.emulate_media(color_scheme="dark")
+    visit.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    changed = visit.evaluate(
+        "[...document.querySelectorAll('.bd-article .cell_output img, .bd-article img.figure-card')]"
+        ".filter(e => getComputedStyle(e).filter !== 'none'"
+        " || getComputedStyle(e).backgroundColor !== 'rgb(255, 255, 255)').map(e => e.alt)"
+    )
+    assert not changed, "dimmed, inverted or see-through in the dark"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_fits_a_phone(visit, scheme):
+    visit.emulate_media(color_scheme=scheme)
+    visit.set_viewport_size(PHONE)
+    visit.wait_for_timeout(200)
+    width = visit.evaluate("document.documentElement.scrollWidth")
+    wide = visit.evaluate(
+        "[...document.querySelectorAll('.bd-article *')]"
+        f".filter(e => e.getBoundingClientRect().right > {PHONE['width']})"
+        ".slice(0, 5).map(e => e.outerHTML.slice(0, 99))"
+    )
+    assert width <= PHONE["width"], f"the page is {width} pixels wide, among the causes: {wide}"
+
+
+def test_page_shows_no_error_no_warning_and_no_dead_widget(visit):
+    assert visit.locator(".output.traceback, .output.stderr").all_text_contents() == []
+    assert visit.locator("script[type='application/vnd.jupyter.widget-view+json']").count() == 0
+
+
+def test_cell_outputs_are_small(visit):
+    sizes = visit.evaluate("[...document.querySelectorAll('.cell_output')].map(e => e.outerHTML.length)")
+    assert max(sizes, default=0) <= LARGEST_OUTPUT
+
+
+def test_picture_files_are_small(book):
+    large = {path.name: path.stat().st_size for path in (book / "_images").glob("*")}
+    assert not {name: size for name, size in large.items() if size > LARGEST_OUTPUT}
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
+def test_launch_button_opens_a_notebook_that_exists(book, path):
+    html = (book / path.relative_to(ROOT).with_suffix(".html")).read_text()
+    links = set(re.findall(r"https://colab\.research\.google\.com/github/[^\"#]+", html))
+    assert links == {readme.colab(path.relative_to(ROOT).as_posix())}

@@ -30,6 +30,9 @@ def image_grid(images: Picture | Sequence[Picture], columns: int = 8, pad: int =
 
     Raises:
         ValueError: other shapes, several sizes, or NaN.
+
+    >>> image_grid(torch.zeros(4, 1, 8, 8), columns=2).shape
+    (22, 22)
     """
     pictures = stack(to_pixels(images))
     columns = min(positive("columns", columns), len(pictures))

@@ -118,8 +118,8 @@ _STYLE = """
   min-width: 4.5rem; padding: 0.25rem 0.75rem; font: inherit; color: inherit; cursor: pointer;
   background: transparent; border: 1px solid currentColor; border-radius: 0.25rem; }
 .vnca-film-bar input {
-  flex: 1 1 8rem; max-width: 16rem; min-width: 0; margin: 0; accent-color: currentColor; }
-.vnca-film-bar span { font-variant-numeric: tabular-nums; }
+  flex: 1 1 8rem; min-width: 0; margin: 0; color: inherit; accent-color: currentColor; }
+.vnca-film-bar span { flex-basis: 100%; font-variant-numeric: tabular-nums; }
 .vnca-film-bar :focus-visible { outline: 3px solid currentColor; outline-offset: 2px; }
 """
 
@@ -142,6 +142,7 @@ _SCRIPT = """
     const canvas = element("canvas", { ...size, role: "img", "aria-label": film.alt });
     canvas.style.width = film.width * film.scale + "px";
     const bar = element("div", { class: "vnca-film-bar" });
+    bar.style.maxWidth = `max(16rem, ${canvas.style.width})`;
     const button = element("button", { type: "button" });
     const slider = element("input", { type: "range", min: 0, max: last, step: 1, "aria-label": "Frame" });
     const label = element("span", {});

@@ -35,8 +35,6 @@ def use_style() -> None:
             "axes.prop_cycle": plt.cycler(color=COLORS),
             "axes.spines.top": False,
             "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.alpha": 0.25,
             "font.size": 11,
             "axes.titlesize": 11,
             "legend.frameon": False,
@@ -133,6 +131,9 @@ def film(
     Raises:
         ValueError: wrong shapes or sizes, NaN, no alt text, a number of labels other than T, a poster that is
             not among the frames, fps or scale not above zero, or a page fragment over 300 kB.
+
+    >>> film(torch.rand(3, 28, 28), alt="three frames of noise")
+    Film(3 frames of 28x28: three frames of noise)
     """
     pictures = stack_enlarged(to_pixels(frames))
     count, _, width = pictures.shape[:3]
@@ -164,6 +165,9 @@ def hidden_colors(states: Iterable[torch.Tensor]) -> list[torch.Tensor]:
 
     Raises:
         ValueError: no states, other shapes, different C, or values that are not finite.
+
+    >>> [tuple(frame.shape) for frame in hidden_colors([torch.rand(8, 2, 2), torch.rand(8, 4, 4)])]
+    [(3, 2, 2), (3, 4, 4)]
     """
     states = [state.detach().to("cpu", torch.float64) for state in states]
     shapes = sorted({tuple(state.shape) for state in states})

@@ -42,6 +42,12 @@ def repository() -> str:
     return re.search(r'^Repository = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
 
 
+def pages() -> list[str]:
+    """The pages of the book in the order of its table of contents, the first page first, without file endings."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    return [toc["root"], *(entry["file"] for part in toc["parts"] for entry in part["chapters"])]
+
+
 def title(notebook: Path) -> str:
     """The first heading of a chapter."""
     for cell in nbformat.read(notebook, as_version=4).cells:
@@ -57,8 +63,8 @@ def colab(path: str) -> str:
 
 def render_chapters() -> str:
     lines = ["| | Chapter | Run it |", "|---|---|---|"]
-    files = [f"{entry['file']}.ipynb" for entry in yaml.safe_load((ROOT / "_toc.yml").read_text())["chapters"]]
-    for number, path in enumerate((path for path in files if (ROOT / path).exists()), start=1):
+    notebooks = [f"{page}.ipynb" for page in pages() if (ROOT / f"{page}.ipynb").exists()]
+    for number, path in enumerate(notebooks, start=1):
         badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab(path)})"
         lines.append(f"| {number} | [{title(ROOT / path)}]({path}) | {badge} |")
     return "\n".join(lines)

@@ -3,18 +3,12 @@
 from pathlib import Path
 
 import nbformat
-import yaml
+import readme
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def _chapters() -> list[Path]:
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    paths = [ROOT / f"{entry['file']}.ipynb" for entry in toc["chapters"]]
-    return [path for path in paths if path.exists()]
-
-
-CHAPTERS = _chapters()
+CHAPTERS = [path for page in readme.pages() if (path := ROOT / f"{page}.ipynb").exists()]
 """The notebooks of the table of contents, in its order."""
 
 

@@ -14,15 +14,13 @@ from pathlib import Path
 
 import pytest
 import readme
-import yaml
 from chapters import CHAPTERS, ROOT
 
 BUILT = ROOT / "_build" / "html"
 LARGEST_OUTPUT = 300_000
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
-TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
-PAGES = [f"{name}.html" for name in (TOC["root"], *(entry["file"] for entry in TOC["chapters"]), "genindex", "search")]
+PAGES = [f"{page}.html" for page in (*readme.pages(), "genindex", "search")]
 
 
 def missing(reason: str) -> None:

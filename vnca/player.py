@@ -178,7 +178,7 @@ _SCRIPT = """
     }
 
     function resume() {
-      if (running || !wanted || !visible) return;
+      if (running) return;
       running = true;
       requestAnimationFrame(turn);
     }

@@ -5,7 +5,6 @@ the cell's pixel; the other channels are hidden. Everything here follows Palm et
 Automata", ICLR 2022, section 3.
 """
 
-import torch
 from torch import Tensor, nn
 
 

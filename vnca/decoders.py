@@ -4,6 +4,7 @@ Both are built for images of 28 × 28 pixels, worked on as 32 × 32 (two pixels 
 doublings lead from 2 × 2 to the whole.
 """
 
+from collections import deque
 from collections.abc import Iterator
 
 from torch import Tensor, nn
@@ -116,9 +117,8 @@ class DoublingDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Logits `(B, 1, 28, 28)` for latents `(B, C)`: channel 0 of the last grid, cropped to the image."""
-        for state in self.grow(z):
-            pass
-        return crop(state[:, :1])  # (B, 1, 32, 32) -> (B, 1, 28, 28)
+        final = deque(self.grow(z), maxlen=1).pop()  # (B, C, 32, 32)
+        return crop(final[:, :1])  # (B, 1, 32, 32) -> (B, 1, 28, 28)
 
 
 DECODERS = {"conv": ConvDecoder, "doubling": DoublingDecoder}

@@ -77,9 +77,7 @@ class VAE(nn.Module):
             ValueError: if the images have another shape.
         """
         if x.ndim != 4 or x.shape[1:] != (1, IMAGE_SIZE, IMAGE_SIZE):
-            raise ValueError(
-                f"images have the shape (B, 1, {IMAGE_SIZE}, {IMAGE_SIZE}), not {tuple(x.shape)}"
-            )
+            raise ValueError(f"images have the shape (B, 1, {IMAGE_SIZE}, {IMAGE_SIZE}), not {tuple(x.shape)}")
         mean, log_scale = self.encoder(x)
         return Normal(at_least_float32(mean), at_least_float32(log_scale).exp(), validate_args=False)
 
@@ -115,9 +113,7 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
     In float32 at least, whatever the autocast: a sum over 784 pixels in bfloat16 would be off by whole nats.
     """
     logits = at_least_float32(logits)
-    per_pixel = F.binary_cross_entropy_with_logits(
-        logits, x.to(logits.dtype), reduction="none"
-    )  # (B, 1, H, W)
+    per_pixel = F.binary_cross_entropy_with_logits(logits, x.to(logits.dtype), reduction="none")  # (B, 1, H, W)
     return -per_pixel.flatten(1).sum(dim=1)  # (B,)
 
 
@@ -164,7 +160,9 @@ def iwae(
     chunk_size: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The importance-weighted bound log 1/K Σ p(x, z_k) / q(z_k | x), z_k ~ q(z | x): `(B,)` nats (Burda et al., eq. 8).
+    """The importance-weighted bound log 1/K Σ p(x, z_k) / q(z_k | x), z_k ~ q(z | x): `(B,)` nats.
+
+    Equation 8 of Burda et al. With K = 1 it is the ELBO in expectation; it grows with K towards log p(x).
 
     Args:
         model: a `VAE`.
@@ -187,9 +185,7 @@ def iwae(
     for first in range(0, num_samples, at_once):
         count = min(at_once, num_samples - first)
         # Drawn sample by sample, so that the noise does not depend on the chunks.
-        noise = torch.stack(
-            [standard_normal(posterior.mean.shape, posterior.mean, generator) for _ in range(count)]
-        )
+        noise = torch.stack([standard_normal(posterior.mean.shape, posterior.mean, generator) for _ in range(count)])
         z = posterior.mean + posterior.stddev * noise  # (K', B, D)
         log_prior_ratio = (Normal(0.0, 1.0).log_prob(z) - posterior.log_prob(z)).sum(dim=-1)  # (K', B)
         logits = decode_in_chunks(model, z.flatten(0, 1), chunk_size)  # (K' * B, 1, 28, 28)
@@ -251,7 +247,5 @@ def build(config: ModelConfig) -> VAE:
     try:
         decoder = DECODERS[config.decoder](config.latent_size, **config.decoder_options)
     except TypeError as error:
-        raise ValueError(
-            f"decoder {config.decoder!r} does not take {config.decoder_options}: {error}"
-        ) from None
+        raise ValueError(f"decoder {config.decoder!r} does not take {config.decoder_options}: {error}") from None
     return VAE(Encoder(config.latent_size, config.encoder_width), decoder)

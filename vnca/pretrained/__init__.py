@@ -56,9 +56,7 @@ def load(name: str | os.PathLike) -> VAE:
         model.load_state_dict({key: value.float() for key, value in weights.items()})
     except (json.JSONDecodeError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"the weights in {folder} cannot be read, train or copy them again: {reason}"
-        ) from None
+        raise ValueError(f"the weights in {folder} cannot be read, train or copy them again: {reason}") from None
     return model.eval()
 
 

@@ -1,0 +1,103 @@
+"""What a grid of cells promises: exact copies, locality, equivariance, and no change before training."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vnca import cells
+
+
+def trained_update(channels=3, hidden=5, blocks=2) -> cells.Update:
+    """An update whose last layer is no longer zero, in float64."""
+    torch.manual_seed(0)
+    update = cells.Update(channels, hidden, blocks).double()
+    torch.nn.init.normal_(update.layers[-1].weight, std=0.3)
+    torch.nn.init.normal_(update.layers[-1].bias, std=0.3)
+    return update
+
+
+def advance(update, state, steps):
+    for _ in range(steps):
+        state = state + update(state)
+    return state
+
+
+def test_seed_is_a_grid_of_copies():
+    z = torch.randn(2, 5)
+    state = cells.seed(z, 3)
+    assert state.shape == (2, 5, 3, 3)
+    assert all(torch.equal(state[:, :, i, j], z) for i in range(3) for j in range(3))
+
+
+@settings(deadline=None, max_examples=20)
+@given(height=st.integers(1, 6), width=st.integers(1, 6), channels=st.integers(1, 4))
+def test_doubling_makes_exact_copies(height, width, channels):
+    state = torch.randn(2, channels, height, width)
+    doubled = cells.double(state)
+    assert doubled.shape == (2, channels, 2 * height, 2 * width)
+    for row in range(2):
+        for col in range(2):
+            assert torch.equal(doubled[:, :, row::2, col::2], state)
+
+
+def test_a_fresh_update_changes_no_cell():
+    state = torch.randn(2, 4, 8, 8)
+    assert torch.count_nonzero(cells.Update(4, 8)(state)) == 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_one_cell_reaches_exactly_as_far_as_steps(steps):
+    update = trained_update()
+    state = torch.randn(1, 3, 11, 11, dtype=torch.float64)
+    touched = state.clone()
+    touched[:, :, 5, 5] += 1
+    change = (advance(update, touched, steps) - advance(update, state, steps)).abs().amax(dim=(0, 1)) > 0
+    rows, cols = torch.meshgrid(torch.arange(11), torch.arange(11), indexing="ij")
+    distance = torch.maximum((rows - 5).abs(), (cols - 5).abs())
+    assert torch.equal(change, distance <= steps)
+
+
+def test_the_update_is_the_same_everywhere():
+    update, steps = trained_update(), 2
+    state = torch.randn(1, 3, 14, 14, dtype=torch.float64)
+    moved = torch.roll(state, (3, 2), dims=(2, 3))
+    after, after_moved = advance(update, state, steps), advance(update, moved, steps)
+    inner = slice(6, 12)  # further than `steps` cells from every border, before and after the move
+    expected = torch.roll(after, (3, 2), dims=(2, 3))[:, :, inner, inner]
+    torch.testing.assert_close(after_moved[:, :, inner, inner], expected)
+    assert not torch.allclose(after_moved[:, :, :2], torch.roll(after, (3, 2), dims=(2, 3))[:, :, :2])
+
+
+def test_gradients_of_the_update_equal_finite_differences():
+    update = trained_update(channels=2, hidden=3, blocks=1)
+    state = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: advance(update, s, 2), (state,))
+
+
+@settings(deadline=None, max_examples=30)
+@given(row=st.integers(0, 5), col=st.integers(0, 7), size=st.integers(0, 9))
+def test_damage_zeroes_its_square_and_nothing_else(row, col, size):
+    state = torch.ones(2, 3, 6, 8)
+    damaged = cells.damage(state, row, col, size)
+    expected = torch.ones(6, 8)
+    expected[row : row + size, col : col + size] = 0
+    assert torch.equal(damaged, expected.expand_as(state))
+    assert torch.equal(state, torch.ones_like(state)), "the state itself is left alone"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: cells.seed(torch.zeros(3)), r"\(B, D\).*\(3,\)"),
+        (lambda: cells.seed(torch.zeros(1, 2), 0), "at least 1 cell, not 0"),
+        (lambda: cells.double(torch.zeros(2, 2)), r"\(B, C, H, W\).*\(2, 2\)"),
+        (lambda: cells.damage(torch.zeros(1, 1, 4, 4), 4, 0, 1), r"\(4, 0\).*rows go from 0 to 3"),
+        (lambda: cells.damage(torch.zeros(1, 1, 4, 4), 0, -1, 1), r"\(0, -1\)"),
+        (lambda: cells.damage(torch.zeros(1, 1, 4, 4), 0, 0, -1), "at least 0 cells, not -1"),
+        (lambda: cells.Update(0, 4), "not 0, 4 and 4"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

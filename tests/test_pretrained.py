@@ -1,0 +1,77 @@
+"""Weights: what is saved loads again and gives equal outputs; damaged or missing files are named."""
+
+import json
+
+import pytest
+import torch
+
+import vnca
+from vnca import pretrained
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    config = vnca.ModelConfig("doubling", 4, 2, {"hidden": 4, "steps": 1})
+    model = vnca.build(config)
+    torch.nn.init.normal_(model.decoder.update.layers[-1].weight)
+    pretrained.save(model, config, tmp_path / "run")
+    return model, tmp_path / "run"
+
+
+def test_what_is_saved_loads_with_equal_outputs(saved):
+    model, folder = saved
+    loaded = vnca.load(folder)
+    assert not loaded.training
+    z = torch.randn(3, 4)
+    assert torch.equal(loaded.decode(z), model.decode(z))
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_shipped_weights_load_and_sample():
+    for name in vnca.available():
+        assert vnca.load(name).sample(2, torch.Generator().manual_seed(0)).shape == (2, 1, 28, 28)
+
+
+def test_an_unknown_name_lists_the_names():
+    with pytest.raises(ValueError, match="no weights named 'tripling-mnist'") as error:
+        vnca.load("tripling-mnist")
+    assert all(name in str(error.value) for name in vnca.available())
+
+
+def test_a_failing_write_leaves_the_old_weights(saved, monkeypatch):
+    model, folder = saved
+    before = (folder / "model.safetensors").read_bytes()
+
+    def half(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pretrained, "save_file", half)
+    with pytest.raises(OSError, match="disk full"):
+        pretrained.save(model, vnca.ModelConfig(), folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def _truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def _wrong_config(folder):
+    (folder / "config.json").write_text(json.dumps({"model": {"latent_size": 8, "encoder_width": 2}}))
+
+
+def _unknown_field(folder):
+    (folder / "config.json").write_text(json.dumps({"model": {"colour": "blue"}}))
+
+
+@pytest.mark.parametrize(
+    "spoil", [_truncate, _wrong_config, _unknown_field, lambda f: (f / "config.json").write_text("{")]
+)
+def test_damaged_files_are_one_clear_error(saved, spoil):
+    _, folder = saved
+    spoil(folder)
+    with pytest.raises(ValueError, match="cannot be read, train or copy them again") as error:
+        vnca.load(folder)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,107 @@
+"""The command line: `python -m vnca train | evaluate | sample`.
+
+Exit codes: 0, 1 (the run failed or was stopped), 2 (bad arguments).
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from vnca import data, evaluation, plotting, pretrained, training
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except ValueError as error:
+        return _fail(error, 2)
+    except (training.TrainingError, data.DataError, OSError) as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return 1
+    return 0
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"vnca: {error}", file=sys.stderr)
+    return code
+
+
+def _train(options: argparse.Namespace) -> None:
+    if options.preset not in training.PRESETS:
+        raise ValueError(f"unknown preset {options.preset!r}; there are {', '.join(training.PRESETS)}")
+    config = training.PRESETS[options.preset]
+    given = {name: getattr(options, name) for name in ("updates", "seed") if getattr(options, name) is not None}
+    training.train(replace(config, **given), options.out, resume=options.resume, overwrite=options.overwrite)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    with tqdm(disable=None, unit=" images", leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        result = evaluation.evaluate(options.weights, options.num_samples, options.limit, progress)
+    print(
+        f"{result['name']}, {result['data']} {result['split']}: {result['nats']:.2f} ± {result['standard_error']:.2f} "
+        f"nats ({result['num_samples']} importance samples), ELBO {result['elbo']:.2f} "
+        f"± {result['elbo_standard_error']:.2f}, on {result['images']:,} images"
+    )
+    if options.out is not None:
+        pretrained.write_json(options.out, result)
+        print(f"written to {options.out}")
+
+
+def _sample(options: argparse.Namespace) -> None:
+    if options.n < 1:
+        raise ValueError(f"--n is at least 1, not {options.n}")
+    generator = torch.Generator().manual_seed(options.seed)
+    images = pretrained.load(options.weights).sample(options.n, generator)
+    plotting.save_png(images, options.out)
+    print(f"{options.n} samples written to {options.out}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m vnca", description="Train, evaluate and sample from VNCAs.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("train", help="train a model into a folder")
+    command.add_argument("--preset", default="quick", help=f"one of {', '.join(training.PRESETS)} (default: quick)")
+    command.add_argument("--out", type=Path, required=True, help="the run's folder")
+    command.add_argument("--updates", type=int, help="train for this many updates instead of the preset's")
+    command.add_argument("--seed", type=int, help="another seed than the preset's")
+    existing = command.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    existing.add_argument("--overwrite", action="store_true", help="start anew in a folder that has files")
+    command.set_defaults(run=_train)
+
+    command = commands.add_parser("evaluate", help="bounds on the log-likelihood of the test set, in nats")
+    _add_weights(command)
+    command.add_argument("--num-samples", type=int, default=128, help="importance samples an image (default: 128)")
+    command.add_argument("--limit", type=int, help="this many test images, drawn at random, instead of all")
+    command.add_argument("--out", type=Path, help="also write the result to this JSON file")
+    command.set_defaults(run=_evaluate)
+
+    command = commands.add_parser("sample", help="draw images from the prior into a PNG file")
+    _add_weights(command)
+    command.add_argument("--out", type=Path, required=True, help="the PNG file")
+    command.add_argument("--n", type=int, default=64, help="how many (default: 64)")
+    command.add_argument("--seed", type=int, default=0, help="of the latents (default: 0)")
+    command.set_defaults(run=_sample)
+    return parser
+
+
+def _add_weights(command: argparse.ArgumentParser) -> None:
+    names = ", ".join(pretrained.available()) or "none yet"
+    command.add_argument("--weights", required=True, help=f"shipped weights ({names}) or the folder of a run")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""Checkpoints of a training run: one safetensors file with all that is needed to go on, written beside and renamed."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+NAME = "checkpoint.safetensors"
+
+
+def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict) -> None:
+    """Write weights, optimizer state and `progress` (JSON values) into one file, so that they can never disagree."""
+    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+    partial = folder / (NAME + ".part")
+    contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    save_file(contiguous, partial, metadata={"progress": json.dumps(progress)})
+    os.replace(partial, folder / NAME)
+
+
+def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Put the checkpoint's weights and optimizer state in place and return its `progress`.
+
+    Raises:
+        ValueError: if there is no checkpoint in the folder, or it cannot be read.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint in {folder} to resume from; start without --resume")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            progress = json.loads(file.metadata()["progress"])
+        model.load_state_dict(_below(tensors, "model."))
+        state: dict[int, dict] = {}
+        for key, value in _below(tensors, "optimizer.").items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the checkpoint {path} cannot be read ({reason}); start again with --overwrite") from None
+    return progress
+
+
+def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}

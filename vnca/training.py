@@ -88,7 +88,7 @@ PRESETS = {
         kl_warmup=200,
     ),
     # A VNCA small enough for two cores, on the data of the paper's tables: hours.
-    "small": TrainConfig(SMALL, "binarized-mnist", "train", 12_000, 64, 1.5e-3, kl_warmup=1000),
+    "small": TrainConfig(SMALL, "binarized-mnist", "train", 12_000, 64, 1.5e-3),
     # Its baseline: the same encoder and latent, a convolutional decoder.
     "conv": TrainConfig(
         replace(SMALL, decoder="conv", decoder_options={"width": 8}), "binarized-mnist", "train", 20_000, 64, 1.5e-3

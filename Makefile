@@ -9,7 +9,7 @@ ENVIRONMENT := $(VENV)/.installed
 .PHONY: book test lint clean
 
 book: $(ENVIRONMENT)
-	$(VENV)/bin/python scripts/book.py
+	$(VENV)/bin/python scripts/build_book.py
 
 test: $(ENVIRONMENT)
 	$(VENV)/bin/python -m pytest

@@ -124,6 +124,8 @@ def evaluate(
     config = json.loads((folder / "config.json").read_text())
     device = hardware.best_device()
     model = pretrained.load(folder).to(device)
+    if "training" not in config or "run" not in config:
+        raise ValueError(f"{folder / 'config.json'} does not say on which data the weights were trained, and how long")
     name = config["training"]["data"]
     images = data.binarize(data.load(name, "test").tensors[0])
     result = bounds(model, choose(images, limit), num_samples, progress=progress)

@@ -1,11 +1,10 @@
 """Settings for every test."""
 
-import os
-
+import matplotlib
 from hypothesis import settings
 
-# Figures are drawn into files, never into a window; set before anything imports matplotlib.
-os.environ.setdefault("MPLBACKEND", "Agg")
+# Figures are drawn into files, never into a window. Not by MPLBACKEND, which the kernels of chapters would inherit.
+matplotlib.use("Agg")
 
 # The first example of a property test pays for imports and compilation, so a deadline per example says nothing.
 settings.register_profile("book", deadline=None)

@@ -83,6 +83,13 @@ def test_generated_parts_are_up_to_date(page):
     assert (ROOT / page).read_text() == readme.filled(page), "run: python scripts/readme.py"
 
 
+def test_the_example_of_readme_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    namespace = {}
+    exec(example, namespace)
+    assert namespace["bound"].shape == (4,)
+
+
 @each_chapter
 def test_chapter_is_stored_without_outputs(path):
     for cell in code_cells(path):

@@ -157,7 +157,8 @@ def test_every_entry_of_the_pool_is_drawn_equally_often():
 
 
 def test_the_pool_holds_no_graph_and_hands_out_copies():
-    pool = Pool(torch.zeros(4, 1, 2, 2))
+    pool = Pool(torch.zeros(4, 1, 2, 2, requires_grad=True))
+    assert not pool.states.requires_grad
     index, drawn = pool.sample(2)
     drawn += 1
     assert (pool.states == 0).all()

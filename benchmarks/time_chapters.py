@@ -7,7 +7,6 @@ it on a machine that does nothing else: python benchmarks/time_chapters.py
 import datetime
 import json
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ import torch
 from nbclient import NotebookClient
 
 from vnca import data, hardware
-from vnca.pretrained import write_json
+from vnca.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "results" / "chapters.json"
@@ -28,6 +27,8 @@ LINE = re.compile(r"^\*\*Time and memory\*\*:.*$", re.MULTILINE)
 
 def execute(path: Path) -> dict:
     """Run one chapter; its wall time and the peak memory of its kernel."""
+    import resource  # not on Windows, where the tests import this file all the same
+
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}  # as the builder runs it: with no file beside it

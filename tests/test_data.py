@@ -357,14 +357,14 @@ def test_a_cache_that_cannot_be_written_is_said_and_not_fatal(rows, root, cache)
 @pytest.mark.parametrize("fails", ["write", "rename"])
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, fails):
     target = tmp_path / "file"
-    data._write_beside(target, b"old")
+    data._write_whole(target, b"old")
 
     def no_space(*arguments, **options):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(os, "replace" if fails == "rename" else "fdopen", no_space)
+    monkeypatch.setattr(*((os, "replace") if fails == "rename" else (Path, "write_bytes")), no_space)
     with pytest.raises(OSError, match="No space left"):
-        data._write_beside(target, b"new")
+        data._write_whole(target, b"new")
     monkeypatch.undo()
     assert files_in(tmp_path) == ["file"] and target.read_bytes() == b"old"
 

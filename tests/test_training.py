@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import vnca
-from vnca import checkpoints, pretrained, training
+from vnca import checkpoints, hardware, pretrained, training
 from vnca.__main__ import main
 from vnca.vae import ModelConfig, build
 
@@ -131,7 +131,8 @@ def test_resume_repeats_no_line_of_the_metrics(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
-def test_ctrl_c_on_a_real_run_leaves_a_loadable_checkpoint(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_real_run_leaves_a_loadable_checkpoint(tmp_path, number):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "vnca", "train", "--preset", "quick", "--updates", "100000", "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -139,7 +140,7 @@ def test_ctrl_c_on_a_real_run_leaves_a_loadable_checkpoint(tmp_path):
     while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").stat().st_size:
         assert time.monotonic() < deadline and process.poll() is None, "the run did not start"
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "Traceback" not in stderr and "--resume" in stdout
@@ -153,8 +154,30 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tmp_path, capsys, m
     out = tmp_path / "run"
     assert main(["train", "--out", str(out)]) == 1
     error = capsys.readouterr().err
-    assert "is not finite" in error and "learning rate below 1e+30" in error and "Traceback" not in error
+    assert "is not finite" in error and "--learning-rate below 1e+30" in error and "Traceback" not in error
     assert all(value.isfinite().all() for value in weights(out).values()), "the last good weights stay"
+
+
+def test_the_seed_decides_over_images_and_noise():
+    images = torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    runs = [training._Run(replace(TINY, seed=seed), None, images) for seed in (0, 0, 1)]
+    batches = [run.batch() for run in runs]
+    assert torch.equal(batches[0], batches[1]) and not torch.equal(batches[0], batches[2])
+    for run in runs:
+        run.step()
+    noise = [torch.rand(5, generator=run.noise) for run in runs]
+    assert torch.equal(noise[0], noise[1]) and not torch.equal(noise[0], noise[2])
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_autocast_is_used_where_the_machine_has_bfloat16(there, monkeypatch):
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda device: there)
+    types = []
+    run = training._Run(TINY, None, torch.zeros(4, 1, 28, 28))
+    run.model.decoder.update.layers[0].register_forward_hook(lambda *call: types.append(call[-1].dtype))
+    run.step()
+    assert set(types) == {torch.bfloat16 if there else torch.float32}
+    assert ("bfloat16" in hardware.describe(torch.device("cpu"))) == there
 
 
 def test_every_image_is_seen_once_an_epoch():
@@ -187,7 +210,12 @@ def one_line_error(capsys):
     [
         (["train", "--preset", "slow", "--out", "x"], "unknown preset 'slow'; there are quick"),
         (["train", "--updates", "0", "--out", "x"], "updates is at least 1, not 0"),
+        (["train", "--seed", "4294967296", "--out", "x"], "seed is a whole number from 0 to 4294967295"),
+        (["train", "--learning-rate", "nan", "--out", "x"], "learning_rate is a positive number, not nan"),
         (["train", "--resume", "--out", "x"], "no run in x to resume"),
+        (["evaluate", "--weights", "nothing", "--out", "no/x.json"], "lies in one that does not exist"),
+        (["sample", "--weights", "nothing", "--out", "."], "--out . is a folder"),
+        (["sample", "--weights", "nothing", "--out", "x.png", "--seed", "-1"], "--seed is a whole number"),
         (["evaluate", "--weights", "nothing"], "no weights named 'nothing'"),
         (["sample", "--weights", "nothing", "--out", "x.png"], "no weights named 'nothing'"),
         (["sample", "--weights", "nothing", "--out", "x.png", "--n", "0"], "--n is at least 1, not 0"),
@@ -217,6 +245,38 @@ def test_a_checkpoint_of_another_configuration_is_refused_with_the_difference(tm
     capsys.readouterr()
     assert main(["train", "--out", str(tmp_path / "run"), "--resume", "--seed", "7"]) == 2
     assert "seed is 0 there, 7 now" in one_line_error(capsys)
+
+
+def test_resume_takes_the_configuration_of_the_run(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        assert main(["train", "--out", str(out), "--updates", "6", "--seed", "5"]) == 1
+    assert main(["train", "--out", str(out), "--resume"]) == 0
+    run = json.loads((out / "config.json").read_text())
+    assert (run["run"]["updates"], run["training"]["updates"], run["training"]["seed"]) == (6, 6, 5)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": {}}', '{"model": {}, "training": {"colour": 1}}'])
+def test_a_damaged_configuration_is_named(tmp_path, capsys, content):
+    (tmp_path / "config.json").write_text(content)
+    (tmp_path / "model.safetensors").write_text("")
+    for command in (["train", "--resume", "--out"], ["evaluate", "--weights"]):
+        assert main([*command, str(tmp_path)]) == 2
+        assert str(tmp_path) in one_line_error(capsys)
+
+
+def test_overwrite_keeps_the_old_run_until_there_is_data(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    assert main(["train", "--out", str(out)]) == 0
+    before = (out / "model.safetensors").read_bytes()
+
+    def gone(*_):
+        raise vnca.data.DataError("the data set is gone", "")
+
+    monkeypatch.setattr(training.data, "load", gone)
+    assert main(["train", "--out", str(out), "--overwrite"]) == 1
+    assert (out / "model.safetensors").read_bytes() == before
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path, capsys):

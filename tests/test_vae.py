@@ -157,17 +157,48 @@ def test_iwae_does_not_depend_on_its_chunks(chunk_size):
 
 @pytest.mark.parametrize("chunk_size", [1, 5, 16])
 def test_iwae_never_decodes_more_than_a_chunk(chunk_size):
-    model, x, sizes = small_model(), torch.rand(7, 1, 28, 28).round(), []
+    model, x, sizes, encoded = small_model(), torch.rand(7, 1, 28, 28).round(), [], []
     model.decoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    model.encoder.register_forward_pre_hook(lambda _, inputs: encoded.append(len(inputs[0])))
     with torch.no_grad():
         vnca.iwae(model, x, 9, chunk_size)
     assert max(sizes) <= chunk_size and sum(sizes) == 63
+    assert max(encoded) <= chunk_size and sum(encoded) == 7
 
 
 def test_the_iwae_bound_can_be_trained_on():
-    model, x = small_model(), torch.rand(2, 1, 28, 28).round()
-    vnca.iwae(model, x, 3, chunk_size=2).mean().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    x = torch.rand(2, 1, 28, 28).round()
+    gradients = []
+    for chunk_size in (1, 2, 6):
+        model = small_model()
+        vnca.iwae(model, x, 3, chunk_size, torch.Generator().manual_seed(0)).mean().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(g.isfinite().all() and g.abs().sum() > 0 for g in gradients[0])
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-3, atol=1e-3)
+
+
+def test_iwae_keeps_no_decoding_for_the_backward_pass():
+    model, x, sizes = small_model(), torch.rand(2, 1, 28, 28).round(), []
+
+    def remember(tensor):
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        vnca.iwae(model, x, 64, chunk_size=4)
+    grown = 4 * 4 * 32 * 32  # the last grid of one chunk: 4 latents with 4 channels
+    assert sum(sizes) < 64 * 2 / 4 * grown / 4, "far less than a grid for each chunk"
+
+
+def test_images_and_latents_of_another_type_are_taken():
+    model = small_model()
+    x = torch.rand(2, 1, 28, 28).round()
+    expected = vnca.elbo(model, x, torch.Generator().manual_seed(0))
+    for other in (torch.uint8, torch.float64):
+        torch.testing.assert_close(vnca.elbo(model, x.to(other), torch.Generator().manual_seed(0)), expected)
+    assert model.decode(torch.zeros(1, 4, dtype=torch.float64)).dtype == torch.float32
+    assert model.double().decode(torch.zeros(1, 4)).dtype == torch.float64
 
 
 def test_samples_and_bounds_are_reproducible_by_generator():

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vnca import data, evaluation, plotting, pretrained, training
+from vnca import data, evaluation, files, pretrained, training
+from vnca.pictures import save_png
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.run(options)
     except ValueError as error:
         return _fail(error, 2)
-    except (training.TrainingError, data.DataError, OSError) as error:
+    except (training.TrainingError, data.DataError, OSError, torch.cuda.OutOfMemoryError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return 1
@@ -34,14 +35,27 @@ def _fail(error: Exception, code: int) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    if options.preset not in training.PRESETS:
-        raise ValueError(f"unknown preset {options.preset!r}; there are {', '.join(training.PRESETS)}")
-    config = training.PRESETS[options.preset]
-    given = {name: getattr(options, name) for name in ("updates", "seed") if getattr(options, name) is not None}
+    preset = options.preset or "quick"
+    if preset not in training.PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(training.PRESETS)}")
+    if options.resume and options.preset is None:
+        config = training.saved_config(options.out)
+    else:
+        config = training.PRESETS[preset]
+    names = ("updates", "learning_rate", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     training.train(replace(config, **given), options.out, resume=options.resume, overwrite=options.overwrite)
 
 
+def _require_writable(path: Path) -> None:
+    """Refuse, before the work begins, a file that could not be written after it."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"--out {path} is a folder or lies in one that does not exist; give a file's name")
+
+
 def _evaluate(options: argparse.Namespace) -> None:
+    if options.out is not None:
+        _require_writable(options.out)
     with tqdm(disable=None, unit=" images", leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -55,16 +69,19 @@ def _evaluate(options: argparse.Namespace) -> None:
         f"± {result['elbo_standard_error']:.2f}, on {result['images']:,} images"
     )
     if options.out is not None:
-        pretrained.write_json(options.out, result)
+        files.write_json(options.out, result)
         print(f"written to {options.out}")
 
 
 def _sample(options: argparse.Namespace) -> None:
     if options.n < 1:
         raise ValueError(f"--n is at least 1, not {options.n}")
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"--seed is a whole number from 0 to {2**32 - 1}, not {options.seed}")
+    _require_writable(options.out)
     generator = torch.Generator().manual_seed(options.seed)
     images = pretrained.load(options.weights).sample(options.n, generator)
-    plotting.save_png(images, options.out)
+    save_png(images, options.out)
     print(f"{options.n} samples written to {options.out}")
 
 
@@ -73,9 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("train", help="train a model into a folder")
-    command.add_argument("--preset", default="quick", help=f"one of {', '.join(training.PRESETS)} (default: quick)")
+    presets = ", ".join(training.PRESETS)
+    command.add_argument("--preset", help=f"one of {presets} (default: quick, or that of the run to resume)")
     command.add_argument("--out", type=Path, required=True, help="the run's folder")
     command.add_argument("--updates", type=int, help="train for this many updates instead of the preset's")
+    command.add_argument("--learning-rate", type=float, help="another peak of the learning rate than the preset's")
     command.add_argument("--seed", type=int, help="another seed than the preset's")
     existing = command.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")

@@ -2,7 +2,7 @@
 
 A cell state is a tensor `(B, C, H, W)`: `B` grids of `H × W` cells with `C` channels each. Channel 0 is the logit of
 the cell's pixel; the other channels are hidden. Everything here follows Palm et al., "Variational Neural Cellular
-Automata", ICLR 2022, section 3.
+Automata", ICLR 2022.
 """
 
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class Update(nn.Module):
     """The update of the doubling VNCA: from each cell's 3 × 3 neighborhood to the change of its state.
 
     A 3 × 3 convolution looks at the neighborhood, residual blocks think it over in each cell, and a last pointwise
-    layer writes the change. That layer starts at zero: an untrained cell does not change (Palm et al., appendix A).
+    layer writes the change. That layer starts at zero: an untrained cell does not change.
 
     Args:
         channels: channels `C` of a cell.

@@ -1,13 +1,13 @@
 """Checkpoints of a training run: one safetensors file with all that is needed to go on, written beside and renamed."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
+
+from vnca import files
 
 NAME = "checkpoint.safetensors"
 
@@ -17,10 +17,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-    partial = folder / (NAME + ".part")
-    contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    save_file(contiguous, partial, metadata={"progress": json.dumps(progress)})
-    os.replace(partial, folder / NAME)
+    files.write_tensors(folder / NAME, tensors, {"progress": json.dumps(progress)})
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:

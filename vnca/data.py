@@ -55,6 +55,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
+from vnca import files
+
 NAMES = ("digits", "binarized-mnist", "mnist", "fashion-mnist", "kmnist")
 SPLITS = ("train", "valid", "test", "train+valid")
 FALLBACKS = ("digits",)
@@ -231,20 +233,24 @@ def _binarized_split(split: str, places: Sequence[Path]) -> np.ndarray:
     """One split, bit-packed (N, 98): from a file, from the cache, or downloaded."""
     source = _find_amat(split, places)
     folder = _cache_folder() / "binarized_mnist"
-    if source is None:
-        cached = folder / f"{split}.bits"
-    else:
-        # Named by its source's bytes: another file in the same place never meets this one's cache.
-        cached = folder / f"{split}-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}.bits"
+    # Named by its source's bytes: another file in the same place never meets this one's cache.
+    cached = folder / (f"{split}.bits" if source is None else f"{split}-{_file_digest(source)[:16]}.bits")
     packed = _read_packed(cached, split)
     if packed is not None:
         return packed
     packed = _download_split(split, folder) if source is None else _read_local(source, split)
     try:
-        _write_beside(cached, packed.tobytes())
+        _write_whole(cached, packed.tobytes())
     except OSError as error:
         warnings.warn(f"{cached} could not be written ({error}); the next load will be slow again", stacklevel=2)
     return packed
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}", "Make it readable, or name another folder.") from None
 
 
 def _find_amat(split: str, places: Sequence[Path]) -> Path | None:
@@ -404,7 +410,7 @@ def _download_idx(name: str, dataset: type, raw: Path) -> None:
 
         urls = [mirror + filename for mirror in dataset.mirrors]
         advice = f"Or put the files of torchvision's {dataset.__name__} into {raw}."
-        _write_beside(target, _download(f"{name} ({filename})", urls, raw, unpack, advice))
+        _write_whole(target, _download(f"{name} ({filename})", urls, raw, unpack, advice))
 
 
 # ------------------------------------------------------------------------------------------- downloads
@@ -421,9 +427,10 @@ def _download(what: str, urls: Sequence[str], folder: Path, accept: Callable[[Pa
     built_in = 'The built-in data set is always there: load("digits", ...).'
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise DataError(
-            f"{what} could not be downloaded, because the cache folder {folder} cannot be made: {error}",
+            f"{what} could not be downloaded, because the cache folder {folder} cannot be written: {error}",
             f"Point XDG_CACHE_HOME at a folder that can be written. {built_in}",
         ) from None
     answering, problems = _answering(urls)
@@ -506,14 +513,8 @@ def _brief(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _write_beside(path: Path, content: bytes) -> None:
-    """Write to a file beside ``path`` and rename it: the file under that name is always a whole one."""
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write the file and its folder: under that name it is always a whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f"{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with files.replacing(path) as beside:
+        beside.write_bytes(content)

@@ -64,7 +64,7 @@ class ConvDecoder(nn.Module):
 class DoublingDecoder(nn.Module):
     """The doubling VNCA: a seed of 2 × 2 cells that grows, by one shared update and four doublings, into an image.
 
-    Without arguments it is the decoder of Palm et al., ICLR 2022 (section 3.1, appendix A), with 1,182,208
+    Without arguments it is the decoder of Palm et al., ICLR 2022, with 1,182,208
     parameters. Each of its five stages (2 × 2, 4 × 4, 8 × 8, 16 × 16, 32 × 32) takes `steps` steps; a doubling leads
     from one stage to the next.
 

@@ -1,7 +1,6 @@
 """How good a model is: ELBO and importance-weighted bound on held-out images, in nats per image."""
 
 import datetime
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vnca import data, hardware, pretrained
-from vnca.vae import VAE, elbo, iwae, require_pixels
+from vnca.vae import VAE, ModelConfig, elbo, iwae, require_pixels
 
 BATCH = 50  # images whose bound is computed at once
 
@@ -66,12 +65,13 @@ def bounds(
     generator = torch.Generator(device).manual_seed(seed)
     started = time.monotonic()
     elbos, iwaes = [], []
-    for batch in images.split(BATCH):
-        x = batch.to(device)  # (B, 1, 28, 28)
-        elbos.append(elbo(model, x, generator).cpu())
-        iwaes.append(iwae(model, x, num_samples, generator=generator).cpu())
-        if progress is not None:
-            progress(sum(map(len, iwaes)), len(images))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 is float32 on a GPU, too
+        for batch in images.split(BATCH):
+            x = batch.to(device)  # (B, 1, 28, 28)
+            elbos.append(elbo(model, x, generator).cpu())
+            iwaes.append(iwae(model, x, num_samples, generator=generator).cpu())
+            if progress is not None:
+                progress(sum(map(len, iwaes)), len(images))
     (elbo_mean, elbo_error), (iwae_mean, iwae_error) = (_mean_and_error(torch.cat(v)) for v in (elbos, iwaes))
     minutes = (time.monotonic() - started) / 60
     return Bounds(len(images), num_samples, iwae_mean, iwae_error, elbo_mean, elbo_error, round(minutes, 2))
@@ -121,7 +121,7 @@ def evaluate(
         vnca.data.DataError: if the data cannot be had.
     """
     folder = pretrained.find(weights)
-    config = json.loads((folder / "config.json").read_text())
+    config = pretrained.read_config(folder)
     device = hardware.best_device()
     model = pretrained.load(folder).to(device)
     if "training" not in config or "run" not in config:
@@ -131,7 +131,7 @@ def evaluate(
     result = bounds(model, choose(images, limit), num_samples, progress=progress)
     return {
         "name": folder.resolve().name,
-        "model": config["model"]["decoder"],
+        "model": ModelConfig(**config["model"]).decoder,
         "data": name,
         "split": "test",
         **{key: value for key, value in vars(result).items() if key != "minutes"},

@@ -17,8 +17,11 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices by itself, so that autocast saves time."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere and later; earlier ones emulate it
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    if hasattr(torch.cpu, "get_capabilities"):
+        flags = {name for name, there in torch.cpu.get_capabilities().items() if there}
+    else:  # older versions of torch do not tell, but Linux does
+        flags = set(_cpuinfo("flags").split())
+    return bool(flags & {"amx_bf16", "avx512_bf16", "bf16", "sve_bf16"})
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -39,12 +42,16 @@ def describe(device: torch.device) -> str:
 
 
 def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(key: str) -> str:
+    """The first value of a key that Linux tells about the CPU, or nothing."""
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        if line.startswith(key):
+            return line.split(":", 1)[1].strip()
+    return ""
 
 
 def commit() -> str | None:
@@ -52,5 +59,8 @@ def commit() -> str | None:
     folder = Path(__file__).resolve().parent.parent
     if not (folder / ".git").exists():
         return None
-    answer = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    try:
+        answer = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:  # no git program
+        return None
     return answer.stdout.strip() or None

@@ -8,11 +8,12 @@ outside [0, 1] are clipped; NaN is an error.
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+
+from vnca import files
 
 Picture = torch.Tensor | np.ndarray
 
@@ -52,12 +53,11 @@ def save_png(images: Picture | Sequence[Picture], path: str | os.PathLike, colum
 
     Raises:
         ValueError: as for `image_grid`.
-        OSError: the folder does not exist or cannot be written.
+        OSError: the folder does not exist or cannot be written, or `path` is a folder.
     """
-    path = Path(path)
-    beside = path.with_name(path.name + ".partial")
-    Image.fromarray(image_grid(images, columns)).save(beside, format="PNG", optimize=True)
-    os.replace(beside, path)
+    grid = Image.fromarray(image_grid(images, columns))
+    with files.replacing(path) as beside:
+        grid.save(beside, format="PNG", optimize=True)
 
 
 def to_pixels(images: Picture | Sequence[Picture]) -> list[np.ndarray]:

@@ -4,6 +4,7 @@ Every random choice of an update (its images, their binarization, the noise of t
 the number of the update alone. So a resumed run does on the CPU exactly what an uninterrupted one does.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vnca import checkpoints, data, hardware, plotting, pretrained
+from vnca import checkpoints, data, files, hardware, pretrained
+from vnca.pictures import save_png
 from vnca.vae import VAE, ModelConfig, build, elbo_terms, require_pixels
 
 CHECKPOINT_SECONDS = 60  # what a killed run can lose
@@ -63,6 +65,11 @@ class TrainConfig:
         for name in ("updates", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+        for name in ("learning_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is a positive number, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is a whole number from 0 to {2**32 - 1}, not {self.seed}")
 
     def learning_rate_at(self, update: int) -> float:
         """The learning rate of update `update` (from 0)."""
@@ -122,10 +129,12 @@ def train(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
     out = Path(out)
-    _prepare_folder(config, out, resume, overwrite)
+    _check_folder(config, out, resume, overwrite)
     device = hardware.best_device()
     images = data.load(config.data, config.split).tensors[0]  # (N, 1, 28, 28)
     require_pixels(images)
+    if not resume:
+        _clear_folder(out)
     run = _Run(config, out, images.to(device))
     if resume:
         run.restore()
@@ -136,7 +145,7 @@ def train(
         report(f"stopped after update {run.update}; go on with --resume")
         raise KeyboardInterrupt
     generator = torch.Generator().manual_seed(config.seed)
-    plotting.save_png(run.model.sample(64, generator).cpu(), out / "samples.png")
+    save_png(run.model.sample(64, generator).cpu(), out / "samples.png")
     report(f"done: {config.updates:,} updates in {run.seconds / 60:.1f} minutes; see {out}")
     return run.model
 
@@ -147,12 +156,14 @@ class _Run:
     def __init__(self, config: TrainConfig, out: Path, images: Tensor):
         self.config, self.out, self.images = config, out, images
         self.device = images.device
+        self.batch_size = min(config.batch_size, len(images))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = build(config.model)
         self.model.to(self.device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)
         self.noise = torch.Generator(self.device)
+        self.commit = hardware.commit()
         self.update = 0  # updates done
         self.seconds = 0.0  # spent so far, in all parts of the run
         self.order = (-1, torch.empty(0))  # epoch, its permutation of the images
@@ -165,7 +176,7 @@ class _Run:
         started, spent = time.monotonic(), self.seconds
         saved = started
         self.model.train()
-        with closing(_Meter(self.out, config, self.update)) as meter:
+        with closing(_Meter(self.out, config, self.batch_size, self.update)) as meter:
             while self.update < config.updates and not stopped():
                 log_likelihood, kl = self.step()
                 self.update += 1
@@ -180,7 +191,7 @@ class _Run:
     def step(self) -> tuple[float, float]:
         """One update; returns the mean of log p(x | z) and of the KL term over the batch, in nats."""
         config = self.config
-        self.noise.manual_seed((config.seed << 32) + (1 << 31) + self.update)
+        self.noise.manual_seed(_seed(config.seed, "noise", self.update))
         x = torch.bernoulli(self.batch(), generator=self.noise)  # (B, 1, 28, 28)
         with hardware.autocast(self.device):
             log_likelihood, kl = elbo_terms(self.model, x, self.noise)  # 2 x (B,)
@@ -188,10 +199,10 @@ class _Run:
         self.optimizer.zero_grad()
         (config.kl_weight_at(self.update) * kl - log_likelihood).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        if not math.isfinite(norm.item()):
+        if not math.isfinite(norm.item() + log_likelihood.item() + kl.item()):
             raise TrainingError(
-                f"the gradient of update {self.update + 1} is not finite (log-likelihood {log_likelihood.item():g}, "
-                f"KL {kl.item():g}): try a learning rate below {config.learning_rate:g}"
+                f"update {self.update + 1} is not finite (log-likelihood {log_likelihood.item():g}, KL {kl.item():g}, "
+                f"gradient {norm.item():g}): start again with --learning-rate below {config.learning_rate:g}"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.update)
@@ -200,10 +211,10 @@ class _Run:
 
     def batch(self) -> Tensor:
         """The images of the next update, `(B, 1, 28, 28)`: each epoch is a fresh permutation of the whole set."""
-        size = min(self.config.batch_size, len(self.images))
+        size = self.batch_size
         epoch, position = divmod(self.update, len(self.images) // size)
         if self.order[0] != epoch:
-            generator = torch.Generator().manual_seed((self.config.seed << 32) + epoch)
+            generator = torch.Generator().manual_seed(_seed(self.config.seed, "order", epoch))
             self.order = (epoch, torch.randperm(len(self.images), generator=generator).to(self.device))
         return self.images[self.order[1][position * size : (position + 1) * size]]
 
@@ -217,10 +228,10 @@ class _Run:
             training=_training_dict(self.config),
             run={
                 "updates": self.update,
-                "images_seen": self.update * min(self.config.batch_size, len(self.images)),
+                "images_seen": self.update * self.batch_size,
                 "minutes": round(self.seconds / 60, 2),
                 "hardware": hardware.describe(self.device),
-                "commit": hardware.commit(),
+                "commit": self.commit,
             },
         )
 
@@ -232,8 +243,8 @@ class _Run:
 class _Meter:
     """Writes `metrics.jsonl` and one progress line: means over the last `LOG_EVERY` updates."""
 
-    def __init__(self, out: Path, config: TrainConfig, update: int):
-        self.config, self.update = config, update
+    def __init__(self, out: Path, config: TrainConfig, batch_size: int, update: int):
+        self.config, self.batch_size, self.update = config, batch_size, update
         self.sums, self.count, self.since = [0.0, 0.0], 0, time.monotonic()
         path = out / "metrics.jsonl"
         _keep_lines_until(path, update)
@@ -242,7 +253,7 @@ class _Meter:
             total=config.updates,
             initial=update,
             disable=None,  # no bar where the output is not a terminal
-            bar_format="{n_fmt}/{total_fmt} updates |{bar:20}| {postfix} {remaining} left",
+            bar_format="{n_fmt}/{total_fmt} updates |{bar:20}| {desc}{remaining} left",
         )
 
     def add(self, update: int, log_likelihood: float, kl: float, seconds: float) -> None:
@@ -263,13 +274,13 @@ class _Meter:
             "log_likelihood": round(log_likelihood, 4),
             "kl": round(kl, 4),
             "learning_rate": self.config.learning_rate_at(self.update - 1),
-            "images_per_second": round(self.count * self.config.batch_size / (time.monotonic() - self.since), 1),
+            "images_per_second": round(self.count * self.batch_size / (time.monotonic() - self.since), 1),
             "seconds": round(seconds, 1),
         }
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
         line = f"loss {record['loss']:.2f}  ELBO {record['nats']:.2f} nats  {record['images_per_second']:.0f} images/s"
-        self.bar.set_postfix_str(line)
+        self.bar.set_description_str(line + "  ")
         if self.bar.disable and self.update % (10 * LOG_EVERY) == 0:
             left = (self.config.updates - self.update) * (time.monotonic() - self.since) / self.count
             print(f"{self.update}/{self.config.updates}  {line}  {left:.0f} s left", file=sys.stderr)
@@ -285,39 +296,53 @@ def _keep_lines_until(path: Path, update: int) -> None:
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
     if len(kept) < len(lines):
-        partial = path.with_name(path.name + ".part")
-        partial.write_text("".join(kept))
-        os.replace(partial, path)
+        files.write_text(path, "".join(kept))
 
 
-def _prepare_folder(config: TrainConfig, out: Path, resume: bool, overwrite: bool) -> None:
+def _check_folder(config: TrainConfig, out: Path, resume: bool, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give the name of a folder")
     if resume:
-        _require_same_config(config, out)
-        return
-    if out.is_dir() and any(out.iterdir()):
-        if not overwrite:
-            raise ValueError(f"--out {out} already has files: add --resume to go on, or --overwrite to start anew")
-        for name in (checkpoints.NAME, "metrics.jsonl", "model.safetensors", "config.json", "samples.png"):
-            (out / name).unlink(missing_ok=True)
+        _require_same_config(config, saved_config(out))
+    elif out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ValueError(f"--out {out} already has files: add --resume to go on, or --overwrite to start anew")
+
+
+def _clear_folder(out: Path) -> None:
+    """Make the folder, without the files of an earlier run."""
+    for name in (checkpoints.NAME, "metrics.jsonl", "model.safetensors", "config.json", "samples.png"):
+        (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
 
 
-def _require_same_config(config: TrainConfig, out: Path) -> None:
-    path = out / "config.json"
-    if not path.is_file():
+def saved_config(out: Path) -> TrainConfig:
+    """The configuration of the run in a folder.
+
+    Raises:
+        ValueError: if there is no run, or its configuration cannot be read.
+    """
+    if not (out / "config.json").is_file():
         raise ValueError(f"there is no run in {out} to resume; start without --resume")
-    saved = json.loads(path.read_text())
-    theirs = {"model": saved["model"], **saved["training"]}
-    ours = asdict(config)
+    saved = pretrained.read_config(out)
+    try:
+        return TrainConfig(model=ModelConfig(**saved["model"]), **saved["training"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{out / 'config.json'} is not that of a run: {error!r}") from None
+
+
+def _require_same_config(ours: TrainConfig, theirs: TrainConfig) -> None:
     differences = [
-        f"{field.name} is {theirs.get(field.name)!r} there, {ours[field.name]!r} now"
-        for field in fields(config)
-        if theirs.get(field.name) != ours[field.name]
+        f"{field.name} is {getattr(theirs, field.name)!r} there, {getattr(ours, field.name)!r} now"
+        for field in fields(TrainConfig)
+        if getattr(theirs, field.name) != getattr(ours, field.name)
     ]
     if differences:
-        raise ValueError(f"the run in {out} has another configuration: {'; '.join(differences)}")
+        raise ValueError(f"the run to resume has another configuration: {'; '.join(differences)}")
+
+
+def _seed(*parts: int | str) -> int:
+    """A seed for one purpose. Hashed, because generators use the low 32 bits of a seed only."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
 
 def _training_dict(config: TrainConfig) -> dict:

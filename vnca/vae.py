@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal
+from torch.utils.checkpoint import checkpoint
 
 from vnca.decoders import BORDER, DECODERS, IMAGE_SIZE
 
@@ -78,12 +79,12 @@ class VAE(nn.Module):
         """
         if x.ndim != 4 or x.shape[1:] != (1, IMAGE_SIZE, IMAGE_SIZE):
             raise ValueError(f"images have the shape (B, 1, {IMAGE_SIZE}, {IMAGE_SIZE}), not {tuple(x.shape)}")
-        mean, log_scale = self.encoder(x)
+        mean, log_scale = self.encoder(x.to(next(self.parameters()).dtype))
         return Normal(at_least_float32(mean), at_least_float32(log_scale).exp(), validate_args=False)
 
     def decode(self, z: Tensor) -> Tensor:
         """Logits `(B, 1, 28, 28)` of the pixels, p(x | z), for latents `(B, D)`."""
-        return at_least_float32(self.decoder(z))
+        return at_least_float32(self.decoder(z.to(next(self.parameters()).dtype)))
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -96,7 +97,7 @@ class VAE(nn.Module):
             raise ValueError(f"the number of samples is at least 0, not {n}")
         like = next(self.parameters())
         z = standard_normal((n, self.latent_size), like, generator)
-        return decode_in_chunks(self, z, CHUNK_SIZE).sigmoid()
+        return torch.cat([self.decode(part).sigmoid() for part in z.split(CHUNK_SIZE)])  # bounds the memory
 
 
 def gaussian_kl(mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -168,8 +169,9 @@ def iwae(
         model: a `VAE`.
         x: images `(B, 1, 28, 28)` in [0, 1].
         num_samples: the number K of latents an image.
-        chunk_size: how many latents are decoded at once (None: 256). It bounds the memory when no gradient is
-            recorded, and leaves the result as it is up to rounding.
+        chunk_size: how many images are encoded and latents decoded at once (None: 256). It bounds the memory and
+            leaves the result as it is up to rounding. Where gradients are recorded, each chunk is computed a second
+            time in the backward pass instead of being kept.
         generator: source of the noise, for reproducible figures.
 
     Raises:
@@ -179,7 +181,10 @@ def iwae(
     chunk_size = CHUNK_SIZE if chunk_size is None else chunk_size
     if num_samples < 1 or chunk_size < 1:
         raise ValueError(f"num_samples and chunk_size are at least 1, not {num_samples} and {chunk_size}")
-    posterior = model.encode(x)
+    posteriors = [model.encode(part) for part in x.split(chunk_size)]
+    posterior = Normal(
+        torch.cat([q.mean for q in posteriors]), torch.cat([q.stddev for q in posteriors]), validate_args=False
+    )
     at_once = max(1, chunk_size // max(1, len(x)))  # samples of the whole batch that fit one chunk
     log_weights = []
     for first in range(0, num_samples, at_once):
@@ -188,15 +193,21 @@ def iwae(
         noise = torch.stack([standard_normal(posterior.mean.shape, posterior.mean, generator) for _ in range(count)])
         z = posterior.mean + posterior.stddev * noise  # (K', B, D)
         log_prior_ratio = (Normal(0.0, 1.0).log_prob(z) - posterior.log_prob(z)).sum(dim=-1)  # (K', B)
-        logits = decode_in_chunks(model, z.flatten(0, 1), chunk_size)  # (K' * B, 1, 28, 28)
-        log_likelihood = bernoulli_log_likelihood(logits, x.repeat(count, 1, 1, 1)).view(count, -1)  # (K', B)
+        chunks = zip(z.flatten(0, 1).split(chunk_size), x.repeat(count, 1, 1, 1).split(chunk_size), strict=True)
+        log_likelihood = torch.cat([_log_likelihood(model, *chunk) for chunk in chunks]).view(count, -1)  # (K', B)
         log_weights.append(log_likelihood + log_prior_ratio)
     return torch.cat(log_weights).logsumexp(dim=0) - math.log(num_samples)  # (K, B) -> (B,)
 
 
-def decode_in_chunks(model: VAE, z: Tensor, chunk_size: int) -> Tensor:
-    """`model.decode(z)`, never more than `chunk_size` latents at once: `(N, D)` -> `(N, 1, 28, 28)`."""
-    return torch.cat([model.decode(part) for part in z.split(chunk_size)])
+def _log_likelihood(model: VAE, z: Tensor, x: Tensor) -> Tensor:
+    """log p(x | z) of pairs, `(N, D)` and `(N, 1, 28, 28)` -> `(N,)`, that keeps nothing for the backward pass."""
+
+    def decode_and_compare(z: Tensor) -> Tensor:
+        return bernoulli_log_likelihood(model.decode(z), x)
+
+    if torch.is_grad_enabled():
+        return checkpoint(decode_and_compare, z, use_reentrant=False)
+    return decode_and_compare(z)
 
 
 def at_least_float32(t: Tensor) -> Tensor:

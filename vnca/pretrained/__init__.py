@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from vnca import files
 from vnca.vae import VAE, ModelConfig, build
 
 FOLDER = Path(__file__).parent
@@ -49,32 +50,42 @@ def load(name: str | os.PathLike) -> VAE:
         ValueError: if there are no such weights (the message lists the names), or its files are damaged.
     """
     folder = find(name)
+    config = read_config(folder)["model"]
     try:
-        config = json.loads((folder / "config.json").read_text())["model"]
         model = build(ModelConfig(**config))
         weights = load_file(folder / "model.safetensors")
         model.load_state_dict({key: value.float() for key, value in weights.items()})
-    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
+    except (TypeError, ValueError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the weights in {folder} cannot be read, train or copy them again: {reason}") from None
     return model.eval()
+
+
+def read_config(folder: Path) -> dict:
+    """The `config.json` of a folder with weights.
+
+    Raises:
+        ValueError: if it cannot be read, or has no entry `"model"`.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config["model"], dict):
+            raise TypeError("its entry 'model' is not an object")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read, train or copy the weights again: {error!r}") from None
+    return config
 
 
 def save(model: VAE, config: ModelConfig, folder: str | os.PathLike, **more: object) -> None:
     """Write a model so that `load` reads it: `config.json` with the model's configuration and `more`, and the weights.
 
     Each file is written beside and renamed, so that a reader finds the old one or the new one, never a half.
+
+    Raises:
+        OSError: if the folder cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", {"model": asdict(config), **more})
-    partial = folder / "model.safetensors.part"
-    save_file({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}, partial)
-    os.replace(partial, folder / "model.safetensors")
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON beside and rename."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
+    files.write_json(folder / "config.json", {"model": asdict(config), **more})
+    files.write_tensors(folder / "model.safetensors", model.state_dict())

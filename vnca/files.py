@@ -1,0 +1,50 @@
+"""Files that are whole or not there: written beside and renamed."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A path beside `path` to write to: it takes the place of `path` at the end of the block, or vanishes on an error.
+
+    Raises:
+        OSError: if the folder does not exist or cannot be written, or `path` is a folder itself.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")  # two processes never write the same one
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file; raises `OSError` as `replacing` does."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, content: object) -> None:
+    """Write a JSON file; raises `OSError` as `replacing` does."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None):
+    """Write a safetensors file from tensors on any device; raises `OSError` as `replacing` does."""
+    on_cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    with replacing(path) as beside:
+        try:
+            save_file(on_cpu, beside, metadata)
+        except SafetensorError as error:  # how the library reports a full disk
+            raise OSError(f"{path} could not be written: {error}") from None

@@ -62,7 +62,7 @@ def main() -> int:
     sys.path.insert(0, str(ROOT / "scripts"))
     import readme
 
-    paths = [path for page in readme.pages() if (path := ROOT / f"{page}.ipynb").exists()]
+    paths = readme.chapters()
     chapters = {}
     for path in paths:
         # Each in a process of its own, because the peak memory of finished children is a maximum over all of them.

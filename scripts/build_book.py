@@ -5,6 +5,7 @@ weights, the environment or the data in reach. Then everything in `_build` is ma
 """
 
 import hashlib
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -36,15 +37,20 @@ def data_in_reach() -> list[str]:
 
 
 def code_in_use() -> str:
-    """A digest of the package, the shipped weights, the environment and the builder's own extension."""
+    """A digest of the package, the shipped weights and the builder's own extension."""
     folders = (ROOT / "vnca", ROOT / "book" / "_ext")
     found = [path for folder in folders for path in folder.rglob("*") if "__pycache__" not in path.parts]
-    return digest_of_files([*filter(Path.is_file, found), ROOT / "requirements.txt"])
+    return digest_of_files(filter(Path.is_file, found))
+
+
+def installed() -> list[str]:
+    """The packages of the environment with their versions."""
+    return sorted(f"{package.metadata['Name']}=={package.version}" for package in importlib.metadata.distributions())
 
 
 def computed_with(code: str) -> str:
     """What the output of a chapter depends on besides the chapter."""
-    return "\n".join([sys.version, code, *data_in_reach()])
+    return "\n".join([sys.version, code, *installed(), *data_in_reach()])
 
 
 def build() -> int:

@@ -48,6 +48,11 @@ def pages() -> list[str]:
     return [toc["root"], *(entry["file"] for part in toc["parts"] for entry in part["chapters"])]
 
 
+def chapters() -> list[Path]:
+    """The notebooks of the book, in the order of its table of contents."""
+    return [path for page in pages() if (path := ROOT / f"{page}.ipynb").exists()]
+
+
 def title(notebook: Path) -> str:
     """The first heading of a chapter."""
     for cell in nbformat.read(notebook, as_version=4).cells:
@@ -63,10 +68,10 @@ def colab(path: str) -> str:
 
 def render_chapters() -> str:
     lines = ["| | Chapter | Run it |", "|---|---|---|"]
-    notebooks = [f"{page}.ipynb" for page in pages() if (ROOT / f"{page}.ipynb").exists()]
-    for number, path in enumerate(notebooks, start=1):
+    for number, notebook in enumerate(chapters(), start=1):
+        path = notebook.relative_to(ROOT).as_posix()
         badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab(path)})"
-        lines.append(f"| {number} | [{title(ROOT / path)}]({path}) | {badge} |")
+        lines.append(f"| {number} | [{title(notebook)}]({path}) | {badge} |")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import readme
 ROOT = Path(__file__).resolve().parent.parent
 
 
-CHAPTERS = [path for page in readme.pages() if (path := ROOT / f"{page}.ipynb").exists()]
+CHAPTERS = readme.chapters()
 """The notebooks of the table of contents, in its order."""
 
 

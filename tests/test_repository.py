@@ -51,8 +51,11 @@ def test_every_notebook_is_in_the_table_of_contents():
 
 
 def test_addresses_agree_with_pyproject():
-    address = re.compile(r"(?:github\.com|colab\.research\.google\.com/github)/(vnca[\w-]*/[\w.-]*\w)")
     expected = readme.repository().removeprefix("https://github.com/")
+    owner, name = map(re.escape, expected.split("/"))
+    address = re.compile(
+        rf"(?:github\.com|colab\.research\.google\.com/github)[/:]({owner}/[\w.-]*\w|[\w.-]+/{name}\b[\w.-]*)"
+    )
     wrong = [
         f"{path.relative_to(ROOT)}: {found}"
         for path in text_files()

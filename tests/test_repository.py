@@ -163,3 +163,8 @@ def test_cells_that_draw_say_what_the_picture_shows(path):
         if draws(cell.source) and "remove-output" not in cell.metadata.get("tags", []):
             alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
             assert len(alt) > 20, f"cell {cell.id} of {path.name} draws a picture without alt text"
+
+
+def test_the_citation_names_the_version_of_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]

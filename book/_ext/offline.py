@@ -1,7 +1,7 @@
-"""Sphinx extension: the built pages are whole without a network, served or opened as files.
+"""Sphinx extension: the built pages are whole without a network, served or as files.
 
-MathJax with SVG output is one file and needs no fonts, which browsers may refuse to load from ``file://``. It comes
-from the PyPI package ``sphinx-mathjax-offline``.
+MathJax with SVG output is one file and needs no fonts, which browsers may refuse to
+load from ``file://``. It comes from the PyPI package ``sphinx-mathjax-offline``.
 """
 
 import re
@@ -15,14 +15,17 @@ FONT_PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*>\n?')
 
 
 def name_badges(app, doctree):
-    """Write the alt text in place of a picture that lies on another server, such as Colab's badge."""
+    """Put alt text for pictures on other servers, such as Colab's badge."""
     for image in list(doctree.findall(nodes.image)):
         if image["uri"].startswith(("http://", "https://")):
             image.replace_self(nodes.Text(image["alt"]))
 
 
 def drop_font_preloads(app, exception):
-    """The theme asks early for icon fonts that it then draws as SVG; from ``file://`` that is an error."""
+    """Drop the theme's early requests for icon fonts; from ``file://`` they are errors.
+
+    The theme then draws these icons as SVG.
+    """
     for page in Path(app.outdir).rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         if FONT_PRELOAD.search(text):

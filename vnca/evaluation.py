@@ -11,7 +11,7 @@ from torch import Tensor
 from vnca import data, hardware, pretrained
 from vnca.vae import VAE, ModelConfig, elbo, iwae, require_pixels
 
-BATCH = 50  # images whose bound is computed at once
+BATCH = 64  # images whose bound is computed at once
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def bounds(
     if len(images) < 2:
         raise ValueError(f"a mean with a standard error needs at least 2 images, not {len(images)}")
     require_pixels(images)
-    model.eval()
+    model.eval().to(memory_format=torch.channels_last)  # the same numbers, in less time
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     started = time.monotonic()

@@ -24,6 +24,8 @@ CAPTION = (
     "same learned rule and sees only its neighbors; four times each cell becomes four."
 )
 
+MODELS = {"doubling": "doubling VNCA", "conv": "convolutional VAE"}
+
 # Published figures, all in nats per image on the test set of MNIST.
 PAPER = "[Palm et al. 2022](https://openreview.net/forum?id=7fFO4cMBx_9)"
 REPRODUCTION = "[Aillet and Sondén 2023](https://openreview.net/forum?id=d7-ns6SZqp)"
@@ -82,7 +84,9 @@ def signed(value: float, digits: int = 2) -> str:
 def own_row(run: dict) -> str:
     parameters = run["parameters"]["decoder"]
     return (
-        f"| **{run['model']}** | **{signed(run['nats'])}** ± {run['standard_error']:.2f} | {signed(run['elbo'])} "
+        f"| **{MODELS[run['model']]}** "
+        f"| **{signed(run['nats'])}** ± {run['standard_error']:.2f} ({run['num_samples']} samples, "
+        f"{run['images']:,} images) | {signed(run['elbo'])} "
         f"| {parameters:,} | {run['updates']:,} updates, {run['minutes']:,.0f} min, {run['hardware']} "
         f"| [{run['name']}](results/{run['name']}.json) |"
     )

@@ -9,12 +9,14 @@ import readme
 
 RUN = {
     "name": "doubling-mnist",
-    "model": "doubling VNCA",
+    "model": "doubling",
     "data": "binarized-mnist",
     "split": "test",
     "nats": -84.5678,
     "elbo": -88.1,
     "standard_error": 0.217,
+    "num_samples": 128,
+    "images": 10_000,
     "updates": 100_000,
     "parameters": {"encoder": 5_000_000, "decoder": 1_182_208},
     "hardware": "one H200",
@@ -40,8 +42,8 @@ def test_own_results_come_first_best_on_top(results):
     results(name="worse", nats=-90.0)
     rows = [line for line in readme.render_results().splitlines() if line.startswith("| ") and "model" not in line]
     assert rows[0] == (
-        "| **doubling VNCA** | **−84.57** ± 0.22 | −88.10 | 1,182,208 | 100,000 updates, 61 min, one H200 "
-        "| [doubling-mnist](results/doubling-mnist.json) |"
+        "| **doubling VNCA** | **−84.57** ± 0.22 (128 samples, 10,000 images) | −88.10 | 1,182,208 "
+        "| 100,000 updates, 61 min, one H200 | [doubling-mnist](results/doubling-mnist.json) |"
     )
     assert "−90.00" in rows[1]
     assert len(rows) == 2 + len(readme.PUBLISHED)

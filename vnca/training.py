@@ -109,7 +109,6 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    report: Callable[[str], None] = print,
 ) -> VAE:
     """Train a model and leave it in the folder `out`.
 
@@ -120,7 +119,6 @@ def train(
         out: the run's folder.
         resume: go on from the checkpoint in `out`.
         overwrite: start anew in a folder that already has files.
-        report: called with each line of text for the user.
 
     Raises:
         ValueError: if the data or the folder do not fit: `out` has files and neither `resume` nor `overwrite` is
@@ -138,15 +136,15 @@ def train(
     run = _Run(config, out, images.to(device))
     if resume:
         run.restore()
-    report(f"{config.data} {config.split}: {len(images):,} images; {hardware.describe(device)}")
+    print(f"{config.data} {config.split}: {len(images):,} images; {hardware.describe(device)}")
     with _signals_wait() as stopped:
         run.go(stopped)
     if run.update < config.updates:
-        report(f"stopped after update {run.update}; go on with --resume")
+        print(f"stopped after update {run.update}; go on with --resume")
         raise KeyboardInterrupt
     generator = torch.Generator().manual_seed(config.seed)
     save_png(run.model.sample(64, generator).cpu(), out / "samples.png")
-    report(f"done: {config.updates:,} updates in {run.seconds / 60:.1f} minutes; see {out}")
+    print(f"done: {config.updates:,} updates in {run.seconds / 60:.1f} minutes; see {out}")
     return run.model
 
 

@@ -7,13 +7,19 @@ from hypothesis import strategies as st
 
 from vnca import cells
 
+KINDS = ["residual", "simple"]
 
-def trained_update(channels=3, hidden=5, blocks=2) -> cells.Update:
+
+def update_of(kind, channels, hidden) -> torch.nn.Module:
+    return cells.Update(channels, hidden, 2) if kind == "residual" else cells.SimpleUpdate(channels, hidden)
+
+
+def trained_update(kind="residual", channels=3, hidden=5) -> torch.nn.Module:
     """An update whose last layer is no longer zero, in float64."""
     torch.manual_seed(0)
-    update = cells.Update(channels, hidden, blocks).double()
-    torch.nn.init.normal_(update.layers[-1].weight, std=0.3)
-    torch.nn.init.normal_(update.layers[-1].bias, std=0.3)
+    update = update_of(kind, channels, hidden).double()
+    for parameter in update.layers[-1].parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
     return update
 
 
@@ -41,14 +47,27 @@ def test_doubling_makes_exact_copies(height, width, channels):
             assert torch.equal(doubled[:, :, row::2, col::2], state)
 
 
-def test_a_fresh_update_changes_no_cell():
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fresh_update_changes_no_cell(kind):
     state = torch.randn(2, 4, 8, 8)
-    assert torch.count_nonzero(cells.Update(4, 8)(state)) == 0
+    assert torch.count_nonzero(update_of(kind, 4, 8)(state)) == 0
 
 
+def test_the_simple_update_is_two_layers_and_the_last_has_no_bias():
+    names = [(name, tuple(p.shape)) for name, p in cells.SimpleUpdate(3, 5).named_parameters()]
+    assert names == [("layers.0.weight", (5, 3, 3, 3)), ("layers.0.bias", (5,)), ("layers.2.weight", (3, 5, 1, 1))]
+    state = torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    update = trained_update("simple")
+    look, _, change = update.layers
+    hidden = torch.nn.functional.conv2d(state, look.weight, look.bias, padding=1)
+    expected = torch.einsum("ch,bhij->bcij", change.weight[:, :, 0, 0], torch.nn.functional.elu(hidden))
+    torch.testing.assert_close(update(state), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_one_cell_reaches_exactly_as_far_as_steps(steps):
-    update = trained_update()
+def test_one_cell_reaches_exactly_as_far_as_steps(steps, kind):
+    update = trained_update(kind)
     state = torch.randn(1, 3, 11, 11, dtype=torch.float64)
     touched = state.clone()
     touched[:, :, 5, 5] += 1
@@ -58,8 +77,9 @@ def test_one_cell_reaches_exactly_as_far_as_steps(steps):
     assert torch.equal(change, distance <= steps)
 
 
-def test_the_update_is_the_same_everywhere():
-    update, steps = trained_update(), 2
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_update_is_the_same_everywhere(kind):
+    update, steps = trained_update(kind), 2
     state = torch.randn(1, 3, 14, 14, dtype=torch.float64)
     moved = torch.roll(state, (3, 2), dims=(2, 3))
     after, after_moved = advance(update, state, steps), advance(update, moved, steps)
@@ -69,8 +89,9 @@ def test_the_update_is_the_same_everywhere():
     assert not torch.allclose(after_moved[:, :, :2], torch.roll(after, (3, 2), dims=(2, 3))[:, :, :2])
 
 
-def test_gradients_of_the_update_equal_finite_differences():
-    update = trained_update(channels=2, hidden=3, blocks=1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_the_update_equal_finite_differences(kind):
+    update = trained_update(kind, channels=2, hidden=3)
     state = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda s: advance(update, s, 2), (state,))
 
@@ -96,6 +117,7 @@ def test_damage_zeroes_its_square_and_nothing_else(row, col, size):
         (lambda: cells.damage(torch.zeros(1, 1, 4, 4), 0, -1, 1), r"\(0, -1\)"),
         (lambda: cells.damage(torch.zeros(1, 1, 4, 4), 0, 0, -1), "at least 0 cells, not -1"),
         (lambda: cells.Update(0, 4), "not 0, 4 and 4"),
+        (lambda: cells.SimpleUpdate(4, 0), "not 4 and 0"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vnca import ConvDecoder, DoublingDecoder, cells
+from vnca import ConvDecoder, DoublingDecoder, RegrowingDecoder, cells
+from vnca.vae import ModelConfig, build
 
 
 def parameters(module) -> int:
@@ -13,6 +14,13 @@ def parameters(module) -> int:
 def small_decoder(steps=1) -> DoublingDecoder:
     torch.manual_seed(0)
     decoder = DoublingDecoder(channels=4, hidden=6, steps=steps, residual_blocks=1)
+    torch.nn.init.normal_(decoder.update.layers[-1].weight, std=0.3)
+    return decoder
+
+
+def regrowing_decoder(min_steps=2, max_steps=5) -> RegrowingDecoder:
+    torch.manual_seed(0)
+    decoder = RegrowingDecoder(channels=4, hidden=6, min_steps=min_steps, max_steps=max_steps)
     torch.nn.init.normal_(decoder.update.layers[-1].weight, std=0.3)
     return decoder
 
@@ -33,9 +41,17 @@ def test_growth_of_the_papers_decoder_is_40_steps_and_4_doublings():
     assert sum(size**2 for event, size in schedule if event == "step") == 10_912
 
 
-@pytest.mark.parametrize("steps", [0, 1, 3])
-def test_grow_follows_its_schedule(steps):
-    decoder = small_decoder(steps)
+def test_the_papers_regrowing_decoder_is_two_layers_that_start_at_zero():
+    decoder = RegrowingDecoder()
+    assert [tuple(p.shape) for p in decoder.parameters()] == [(128, 128, 3, 3), (128,), (128, 128, 1, 1)]
+    assert parameters(decoder) == 163_968
+    assert torch.count_nonzero(decoder.update.layers[-1].weight) == 0
+    assert (decoder.min_steps, decoder.max_steps) == (32, 64)
+    assert decoder.schedule() == [("seed", 32)] + [("step", 32)] * 48
+
+
+@pytest.mark.parametrize("decoder", [small_decoder(0), small_decoder(1), small_decoder(3), regrowing_decoder()])
+def test_grow_follows_its_schedule(decoder):
     states = list(decoder.grow(torch.randn(2, 4)))
     schedule = decoder.schedule()
     assert [state.shape for state in states] == [(2, 4, size, size) for _, size in schedule]
@@ -44,21 +60,59 @@ def test_grow_follows_its_schedule(steps):
         torch.testing.assert_close(after, expected)
 
 
-def test_the_image_is_channel_0_of_the_last_grid_without_its_border():
-    decoder = small_decoder()
+@pytest.mark.parametrize("decoder", [small_decoder(), regrowing_decoder()])
+def test_the_image_is_channel_0_of_the_last_grid_without_its_border(decoder):
     z = torch.randn(3, 4)
     *_, last = decoder.grow(z)
     assert torch.equal(decoder(z), last[:, :1, 2:30, 2:30])
 
 
-def test_an_untrained_decoder_paints_the_first_entry_of_the_latent():
+@pytest.mark.parametrize("decoder", [DoublingDecoder(4, 6, steps=2), RegrowingDecoder(4, 6, 2, 2)])
+def test_an_untrained_decoder_paints_the_first_entry_of_the_latent(decoder):
     z = torch.randn(2, 4)
-    logits = DoublingDecoder(channels=4, hidden=6, steps=2)(z)
-    assert torch.equal(logits, z[:, :1, None, None].expand(2, 1, 28, 28))
+    assert torch.equal(decoder(z), z[:, :1, None, None].expand(2, 1, 28, 28))
 
 
-def test_every_parameter_of_both_decoders_gets_a_gradient():
-    for decoder in (small_decoder(), ConvDecoder(latent_size=4, width=2)):
+def test_steps_add_up():
+    decoder = regrowing_decoder()
+    state = decoder.seed(torch.randn(2, 4))
+    assert state.shape == (2, 4, 32, 32)
+    assert decoder.run(state, 0) is state
+    torch.testing.assert_close(decoder.run(decoder.run(state, 2), 3), decoder.run(state, 5))
+    assert decoder.run(torch.randn(1, 4, 7, 9), 2).shape == (1, 4, 7, 9), "any grid"
+
+
+def test_the_grid_knows_of_its_border_only_as_far_as_its_steps():
+    """All cells start alike and follow one rule, so a cell differs from the middle once the border can tell it to."""
+    decoder, z = regrowing_decoder().double(), torch.randn(1, 4, dtype=torch.float64)
+    for steps in (1, 3, 5):
+        state = decoder.run(decoder.seed(z), steps)
+        like_the_middle = torch.isclose(state, state[:, :, 15:16, 15:16], rtol=1e-9, atol=0).all(dim=1)[0]
+        expected = torch.zeros(32, 32, dtype=torch.bool)
+        expected[steps : 32 - steps, steps : 32 - steps] = True
+        assert torch.equal(like_the_middle, expected)
+
+
+def test_a_hole_closes_where_the_rule_is_to_become_like_the_neighbors():
+    decoder = RegrowingDecoder(channels=1, hidden=2)
+    look, _, change = decoder.update.layers
+    with torch.no_grad():
+        look.bias.zero_()
+        look.weight.zero_()
+        look.weight[0] = 1 / 9  # the mean of the neighborhood
+        look.weight[1, 0, 1, 1] = 1  # the cell itself
+        change.weight.copy_(torch.tensor([1.0, -1.0]).view(1, 2, 1, 1))
+    grown = torch.ones(1, 1, 64, 64)  # so large that the border does not reach the hole
+    hurt = cells.damage(grown, 25, 25, 14)
+    with torch.no_grad():
+        errors = [(1 - decoder.run(hurt, steps)[..., 25:39, 25:39]).mean().item() for steps in (0, 5, 20, 40)]
+    assert errors[0] == 1
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.5
+
+
+def test_every_parameter_of_each_decoder_gets_a_gradient():
+    for decoder in (small_decoder(), regrowing_decoder(), ConvDecoder(latent_size=4, width=2)):
         decoder(torch.randn(2, 4)).square().sum().backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in decoder.parameters())
 
@@ -71,11 +125,30 @@ def test_gradients_equal_finite_differences():
     assert torch.autograd.gradcheck(lambda z: decoder(z)[:, :, ::9, ::9], (z,))
 
 
-@pytest.mark.parametrize("decoder", [small_decoder(), ConvDecoder(latent_size=4, width=2)])
+@pytest.mark.parametrize("decoder", [small_decoder(), regrowing_decoder(), ConvDecoder(latent_size=4, width=2)])
 def test_latents_of_another_shape_are_refused(decoder):
     for shape in [(2, 5), (4,), (2, 4, 1, 1)]:
         with pytest.raises(ValueError, match=r"takes latents \(B, 4\)"):
             decoder(torch.zeros(shape))
+
+
+def test_states_and_steps_that_do_not_fit_are_refused():
+    decoder = regrowing_decoder()
+    with pytest.raises(ValueError, match=r"\(B, C, H, W\)"):
+        decoder.run(torch.zeros(2, 4), 1)
+    with pytest.raises(ValueError, match="4 channels, not 5"):
+        decoder.run(torch.zeros(1, 5, 32, 32), 1)
+    with pytest.raises(ValueError, match="at least 0, not -1"):
+        decoder.run(torch.zeros(1, 4, 32, 32), -1)
+
+
+def test_a_regrowing_model_is_built_from_its_configuration():
+    options = {"hidden": 6, "min_steps": 3, "max_steps": 6}
+    model = build(ModelConfig("regrowing", 4, 2, options))
+    assert (model.decoder.min_steps, model.decoder.max_steps, model.decoder.steps) == (3, 6, 4)
+    assert model.decoder.update.layers[0].weight.shape == (6, 4, 3, 3)
+    with pytest.raises(ValueError, match="not 7 and 6"):
+        build(ModelConfig("regrowing", 4, 2, options | {"min_steps": 7}))
 
 
 def test_impossible_decoders_are_refused():

@@ -166,6 +166,15 @@ def test_the_pool_holds_no_graph_and_hands_out_copies():
     assert not pool.states.requires_grad
 
 
+def test_the_pool_keeps_its_precision_and_is_saved_with_what_has_it():
+    pool = Pool(torch.zeros(3, 1, 2, 2, dtype=torch.bfloat16))
+    pool.commit(torch.tensor([1]), torch.ones(1, 1, 2, 2))
+    assert pool.states.dtype == torch.bfloat16
+    other = Pool(torch.zeros(3, 1, 2, 2))
+    other.load_state_dict(pool.state_dict())
+    assert other.states[:, 0, 0, 0].tolist() == [0, 1, 0]
+
+
 def test_the_target_is_premultiplied_and_keeps_clear_of_the_border():
     target = toadstool(size=16, padding=3)
     assert target.shape == (4, 22, 22)

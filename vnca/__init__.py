@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from vnca import data
 from vnca.cells import damage
-from vnca.decoders import ConvDecoder, DoublingDecoder
+from vnca.decoders import ConvDecoder, DoublingDecoder, RegrowingDecoder
 from vnca.pretrained import available, load
 from vnca.vae import VAE, Encoder, ModelConfig, build, elbo, iwae
 
@@ -25,6 +25,7 @@ __all__ = [
     "DoublingDecoder",
     "Encoder",
     "ModelConfig",
+    "RegrowingDecoder",
     "available",
     "build",
     "damage",

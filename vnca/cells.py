@@ -1,4 +1,4 @@
-"""What a grid of cells is: its seed, its update, its doubling, its damage.
+"""What a grid of cells is: its seed, its updates, its doubling, its damage.
 
 A cell state is a tensor `(B, C, H, W)`: `B` grids of `H × W` cells with `C` channels each. Channel 0 is the logit of
 the cell's pixel; the other channels are hidden. Everything here follows Palm et al., "Variational Neural Cellular
@@ -75,6 +75,32 @@ class Update(nn.Module):
             *[Residual(hidden) for _ in range(residual_blocks)],
             change,
         )
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.layers(state)  # (B, C, H, W) -> (B, C, H, W)
+
+
+class SimpleUpdate(nn.Module):
+    """The update of the regrowing VNCA: one look at the 3 × 3 neighborhood, one pointwise layer for the change.
+
+    The last layer starts at zero and has no bias (Palm et al., the non-doubling variant): an untrained cell does not
+    change.
+
+    Args:
+        channels: channels `C` of a cell.
+        hidden: channels inside the update.
+
+    Raises:
+        ValueError: if an argument is below 1.
+    """
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        if channels < 1 or hidden < 1:
+            raise ValueError(f"an update needs channels >= 1 and hidden >= 1, not {channels} and {hidden}")
+        change = nn.Conv2d(hidden, channels, 1, bias=False)
+        nn.init.zeros_(change.weight)
+        self.layers = nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), nn.ELU(), change)
 
     def forward(self, state: Tensor) -> Tensor:
         return self.layers(state)  # (B, C, H, W) -> (B, C, H, W)

@@ -108,8 +108,10 @@ class GrowingAutomaton(nn.Module):
         return after * (living(state) & living(after))
 
 
-class Pool:
+class Pool(nn.Module):
     """States from earlier in training, each known by its index; what else belongs to a state goes by the same index.
+
+    The states are a buffer: they move with a model that has the pool, and are saved with it.
 
     Args:
         states: the first states `(N, C, H, W)`; they are copied.
@@ -120,8 +122,9 @@ class Pool:
     """
 
     def __init__(self, states: Tensor):
+        super().__init__()
         require_state(states)
-        self.states = states.detach().clone()
+        self.register_buffer("states", states.detach().clone())  # (N, C, H, W)
 
     def __len__(self) -> int:
         return len(self.states)
@@ -134,18 +137,18 @@ class Pool:
         """
         if size > len(self):
             raise ValueError(f"a pool of {len(self)} states cannot give {size} different ones")
-        index = torch.randperm(len(self), generator=generator)[:size]
+        index = torch.randperm(len(self), generator=generator, device=self.states.device)[:size]
         return index, self.states[index]
 
     def commit(self, index: Tensor, states: Tensor) -> None:
-        """Put states `(size, C, H, W)` in the places `index`, cut off from the graph that made them.
+        """Put states `(size, C, H, W)` in the places `index`, in the pool's precision, cut off from their graph.
 
         Raises:
             ValueError: if there is not one index for each state.
         """
         if len(index) != len(states):
             raise ValueError(f"{len(states)} states need as many indices, not {len(index)}")
-        self.states[index] = states.detach()
+        self.states[index] = states.detach().to(self.states.dtype)
 
 
 def toadstool(size: int = 16, padding: int = 3) -> Tensor:

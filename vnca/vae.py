@@ -235,8 +235,8 @@ class ModelConfig:
     """All that is needed to build a model again; written to and read from `config.json`.
 
     Attributes:
-        decoder: `"doubling"` or `"conv"`.
-        latent_size: size `D` of the latent (the doubling decoder's cells have as many channels).
+        decoder: `"doubling"`, `"regrowing"` or `"conv"`.
+        latent_size: size `D` of the latent (the cells of the doubling and the regrowing decoder have as many channels).
         encoder_width: channels of the encoder's first convolution.
         decoder_options: further arguments of the decoder's class, such as `hidden` and `steps`.
     """

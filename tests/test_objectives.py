@@ -1,0 +1,234 @@
+"""The objectives: the ELBO by its formula, the pool's rules, damage, and that the same seeds give the same run."""
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from vnca.decoders import ConvDecoder, DoublingDecoder, RegrowingDecoder
+from vnca.objectives import HOLE_SIZE, Elbo, PersistentElbo, objective
+from vnca.vae import VAE, Encoder, elbo_terms
+
+CHANNELS = 3
+
+
+def generators(seed=0) -> tuple[torch.Generator, torch.Generator]:
+    return torch.Generator().manual_seed(seed), torch.Generator().manual_seed(1000 + seed)
+
+
+def model(min_steps=1, max_steps=3) -> VAE:
+    torch.manual_seed(0)
+    decoder = RegrowingDecoder(CHANNELS, 4, min_steps, max_steps)
+    torch.nn.init.normal_(decoder.update.layers[-1].weight, std=0.1)
+    return VAE(Encoder(CHANNELS, width=2), decoder)
+
+
+def images(count, seed=0) -> torch.Tensor:
+    return torch.bernoulli(torch.full((count, 1, 28, 28), 0.3), generator=generators(seed)[0])
+
+
+def full(persistent: PersistentElbo) -> PersistentElbo:
+    """A pool in which entry i is a state full of the number i + 1, with an image of its own."""
+    count = len(persistent.pool)
+    persistent.pool.states.copy_(torch.arange(1.0, count + 1)[:, None, None, None].expand_as(persistent.pool.states))
+    persistent.images.copy_(images(count, seed=9).bool())
+    persistent.filled.fill_(True)
+    return persistent
+
+
+def trained(persistent: PersistentElbo, updates: range) -> list[torch.Tensor]:
+    """A few updates, each with its own seeds; returns the mean log-likelihood of each."""
+    optimizer = torch.optim.SGD(persistent.model.parameters(), lr=1e-4)
+    curve = []
+    for update in updates:
+        drawn = persistent.draw(images(8, seed=update), *generators(update))
+        terms = persistent(**drawn)
+        optimizer.zero_grad()
+        (terms.kl - terms.log_likelihood).mean().backward()
+        optimizer.step()
+        persistent.keep(drawn, terms.outcome)
+        curve.append(terms.log_likelihood.mean().detach())
+    return curve
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [ConvDecoder(4, width=2), DoublingDecoder(4, 4, steps=1, residual_blocks=1), RegrowingDecoder(4, 4, 2, 4)],
+)
+def test_the_elbo_is_that_of_the_model(decoder):
+    any_vae = VAE(Encoder(4, width=2), decoder)
+    x = images(5)
+    drawn = Elbo(any_vae).draw(x, *generators())
+    terms = Elbo(any_vae)(**drawn)
+    log_likelihood, kl = elbo_terms(any_vae, x, generators()[0])
+    torch.testing.assert_close(terms.log_likelihood, log_likelihood)
+    torch.testing.assert_close(terms.kl, kl)
+    assert terms.fresh.all() and terms.outcome is None
+
+
+def test_the_decoder_chooses_the_objective():
+    assert isinstance(objective(model()), PersistentElbo)
+    assert len(objective(model()).pool) == 1024
+    for decoder in (ConvDecoder(4, width=2), DoublingDecoder(4, 4)):
+        assert isinstance(objective(VAE(Encoder(4, width=2), decoder)), Elbo)
+
+
+def test_with_an_empty_pool_it_is_the_elbo_of_the_batch():
+    persistent, x = PersistentElbo(model(2, 2), pool_size=8), images(6)
+    drawn = persistent.draw(x, *generators())
+    terms = persistent(**drawn)
+    posterior = persistent.model.encode(x)
+    z = posterior.mean + posterior.stddev * drawn["noise"]
+    expected = Elbo(persistent.model)(x, drawn["noise"])
+    assert drawn["steps"] == 2 and terms.fresh.all()
+    assert torch.equal(drawn["x"], x)
+    torch.testing.assert_close(terms.log_likelihood, expected.log_likelihood)
+    torch.testing.assert_close(terms.kl, expected.kl)
+    *_, last = persistent.model.decoder.grow(z)
+    torch.testing.assert_close(terms.outcome, last.detach().bfloat16())
+
+
+@pytest.mark.parametrize("count", [8, 9, 4])
+def test_half_of_a_batch_goes_on_from_different_states_of_the_pool_with_their_images(count):
+    persistent, x = full(PersistentElbo(model(), pool_size=20)), images(count)
+    drawn = persistent.draw(x, *generators())
+    half = count // 2
+    assert drawn["resumed"].tolist() == [False] * (count - half) + [True] * half
+    assert len(set(drawn["place"].tolist())) == count
+    torch.testing.assert_close(drawn["start"][:, 0].amax(dim=(1, 2)).float(), drawn["place"] + 1.0)
+    assert torch.equal(drawn["x"][: count - half], x[: count - half])
+    assert torch.equal(drawn["x"][count - half :], persistent.images[drawn["place"][count - half :]].float())
+
+
+def test_a_quarter_of_a_batch_gets_one_hole_of_half_the_image_s_side_anywhere_in_the_grid():
+    persistent = full(PersistentElbo(model(), pool_size=16))
+    corners = Counter()
+    for seed in range(300):
+        drawn = persistent.draw(images(8), *generators(seed))
+        holes = drawn["start"] == 0
+        assert holes.flatten(1).any(dim=1).tolist() == [False] * 4 + [True] * 2 + [False] * 2
+        for hole in holes[4:6]:
+            rows, cols = hole.all(dim=0).nonzero(as_tuple=True)
+            row, col = rows.min().item(), cols.min().item()
+            square = torch.zeros_like(hole)
+            square[:, row : row + HOLE_SIZE, col : col + HOLE_SIZE] = True
+            assert torch.equal(hole, square) and HOLE_SIZE == 14
+            corners.update([("row", row), ("col", col)])
+    assert set(corners) == {(axis, corner) for axis in ("row", "col") for corner in range(32 - 14 + 1)}
+    assert (persistent.pool.states != 0).all(), "the pool itself stays whole"
+
+
+def test_every_number_of_steps_in_the_range_is_drawn():
+    persistent = PersistentElbo(model(2, 5), pool_size=4)
+    assert {persistent.draw(images(2), *generators(seed))["steps"] for seed in range(100)} == {2, 3, 4, 5}
+
+
+def test_resumed_samples_continue_their_state_and_have_no_kl():
+    persistent = full(PersistentElbo(model(3, 3), pool_size=20))
+    drawn = persistent.draw(images(8), *generators())
+    drawn["start"] = drawn["start"] / 16
+    terms = persistent(**drawn)
+    expected = persistent.model.decoder.run(drawn["start"][4:].float(), 3)
+    torch.testing.assert_close(terms.outcome[4:], expected.detach().bfloat16())
+    assert terms.fresh.tolist() == [True] * 4 + [False] * 4
+    assert (terms.kl[4:] == 0).all() and (terms.kl[:4] > 0).all()
+
+
+def test_only_fresh_samples_teach_the_encoder_and_nothing_flows_into_the_pool():
+    persistent = full(PersistentElbo(model(), pool_size=20))
+    persistent.pool.states.div_(16)
+    drawn = persistent.draw(images(8), *generators())
+    terms = persistent(**drawn)
+    assert not terms.outcome.requires_grad
+
+    def gradients(samples):
+        loss = (terms.kl - terms.log_likelihood)[samples].sum()
+        return torch.autograd.grad(loss, list(persistent.model.parameters()), retain_graph=True)
+
+    encoder = len(list(persistent.model.encoder.parameters()))
+    fresh, resumed = gradients(terms.fresh), gradients(~terms.fresh)
+    assert all(g.abs().sum() > 0 for g in fresh)
+    assert all((g == 0).all() for g in resumed[:encoder])
+    assert all(g.abs().sum() > 0 for g in resumed[encoder:])
+    persistent.keep(drawn, terms.outcome)
+    assert not persistent.pool.states.requires_grad
+
+
+def test_outcomes_go_to_their_places_with_their_images_and_nowhere_else():
+    persistent = full(PersistentElbo(model(), pool_size=20))
+    before = copy.deepcopy(persistent)
+    drawn = persistent.draw(images(8), *generators())
+    outcome = torch.arange(100.0, 108)[:, None, None, None].expand(8, CHANNELS, 32, 32)
+    persistent.keep(drawn, outcome)  # in float32, as a gathering over processes may leave it
+    others = [i for i in range(20) if i not in drawn["place"].tolist()]
+    assert persistent.pool.states[drawn["place"], 0, 0, 0].tolist() == list(range(100, 108))
+    assert torch.equal(persistent.images[drawn["place"]].float(), drawn["x"])
+    assert torch.equal(persistent.pool.states[others], before.pool.states[others])
+    assert torch.equal(persistent.images[others], before.images[others])
+
+
+def test_the_pool_fills_and_only_filled_places_are_resumed():
+    persistent = PersistentElbo(model(), pool_size=16)
+    resumed = []
+    for update in range(12):
+        drawn = persistent.draw(images(8, update), *generators(update))
+        resumed.append(drawn["resumed"].sum().item())
+        assert persistent.filled[drawn["place"][drawn["resumed"]]].all()
+        persistent.keep(drawn, persistent(**drawn).outcome)
+    assert resumed[0] == 0 and resumed[-1] == 4
+    assert persistent.filled.all()
+
+
+def test_a_state_that_is_not_finite_frees_its_place():
+    persistent = full(PersistentElbo(model(), pool_size=20))
+    drawn = persistent.draw(images(8), *generators())
+    outcome = torch.ones(8, CHANNELS, 32, 32, dtype=torch.bfloat16)
+    outcome[2, 1, 5, 5], outcome[6, 0, 0, 0] = torch.nan, torch.inf
+    persistent.keep(drawn, outcome)
+    assert set((~persistent.filled).nonzero().flatten().tolist()) == set(drawn["place"][[2, 6]].tolist())
+
+
+def test_shares_of_a_batch_give_what_the_whole_gives():
+    persistent = full(PersistentElbo(model(), pool_size=20))
+    persistent.pool.states.div_(16)
+    drawn = persistent.draw(images(8), *generators())
+    whole = persistent(**drawn)
+    shares = [
+        persistent(**{key: value if isinstance(value, int) else value[part] for key, value in drawn.items()})
+        for part in (slice(0, 3), slice(3, 8))
+    ]
+    for name, value in whole._asdict().items():
+        torch.testing.assert_close(torch.cat([getattr(share, name) for share in shares]), value)
+
+
+def test_the_seeds_alone_decide_a_run_and_each_matters():
+    persistent = full(PersistentElbo(model(1, 9), pool_size=20))
+    x, (here, host) = images(8), generators()
+    drawn = persistent.draw(x, here, host)
+    again = persistent.draw(x, *generators())
+    assert all(torch.equal(torch.as_tensor(drawn[key]), torch.as_tensor(again[key])) for key in drawn)
+    other = persistent.draw(x, generators(1)[0], generators()[1])
+    assert not torch.equal(other["place"], drawn["place"]) and not torch.equal(other["noise"], drawn["noise"])
+    assert other["steps"] == drawn["steps"]
+
+
+def test_a_run_goes_on_from_its_saved_state_as_if_never_stopped():
+    straight = PersistentElbo(model(), pool_size=16)
+    trained(straight, range(4))
+    saved = save({key: value.contiguous() for key, value in straight.state_dict().items()})  # bytes of safetensors
+    resumed = PersistentElbo(model(), pool_size=16)
+    resumed.load_state_dict(load(saved))
+    assert resumed.pool.states.dtype == torch.bfloat16 and resumed.images.dtype == torch.bool
+    expected = trained(straight, range(4, 8))
+    assert torch.equal(torch.stack(trained(resumed, range(4, 8))), torch.stack(expected))
+    for (name, ours), theirs in zip(resumed.state_dict().items(), straight.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="only a RegrowingDecoder"):
+        PersistentElbo(VAE(Encoder(4, width=2), ConvDecoder(4, width=2)))
+    with pytest.raises(ValueError, match="a pool of 4 states cannot give 6"):
+        PersistentElbo(model(), pool_size=4).draw(images(6), *generators())

@@ -1,11 +1,17 @@
 """Pictures and figures: what is drawn is what was given, and wrong input is named."""
 
+import base64
 import io
+import json
+import math
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 import torch
+from nbclient import NotebookClient
 from PIL import Image
 
 from vnca import pictures, plotting
@@ -250,3 +256,125 @@ def test_hidden_colors_of_equal_cells_are_finite():
 def test_hidden_colors_name_wrong_states(states, message):
     with pytest.raises(ValueError, match=message):
         plotting.hidden_colors(states)
+
+
+def record(update, total=100, **changes):
+    """A record of the metrics, as a run writes it."""
+    kl = 20.0 * update / total
+    record = {"update": update, "fraction": update / total, "nats": -100 - 400 / update, "kl": kl}
+    return record | {"loss": 100 + 400 / update - 0.5 * kl} | changes
+
+
+def drawn(figure) -> dict:
+    """What each line of a figure shows, by its label."""
+    lines = [line for axes in figure.axes for line in axes.lines]
+    return {line.get_label(): line for line in lines}
+
+
+def test_curves_show_the_records(tmp_path):
+    records = [record(update) for update in range(1, 101)]
+    figure = plotting.curves(records)
+    lines = drawn(figure)
+    np.testing.assert_array_equal(lines["ELBO"].get_xdata(), range(1, 101))
+    np.testing.assert_array_equal(lines["ELBO"].get_ydata(), [r["nats"] for r in records])
+    np.testing.assert_array_equal(lines["negative loss"].get_ydata(), [-r["loss"] for r in records])
+    np.testing.assert_array_equal(figure.axes[1].lines[0].get_ydata(), [r["kl"] for r in records])
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    for same in (str(tmp_path), tmp_path):
+        np.testing.assert_array_equal(drawn(plotting.curves(same))["ELBO"].get_ydata(), lines["ELBO"].get_ydata())
+
+
+def test_the_first_records_of_a_run_do_not_flatten_the_curves():
+    bottom, top = plotting.curves([record(update) for update in range(1, 101)]).axes[0].get_ylim()
+    assert -150 < bottom < -100 - 400 / 11 and -100 < top < -80
+
+
+@pytest.mark.parametrize("gap", [math.nan, math.inf])
+def test_curves_leave_gaps_for_records_that_are_not_finite(gap):
+    records = [record(update) for update in range(1, 101)]
+    records[50] = record(51, nats=gap, loss=gap, kl=gap)
+    assert np.isfinite(plotting.curves(records).axes[0].get_ylim()).all()
+
+
+def test_one_record_is_seen():
+    plotting.use_style()
+    pixels = rendered(plotting.curves([record(20)]))
+    assert (pixels[..., :3] == (0xD5, 0x5E, 0x00)).all(-1).sum() > 4, "the KL term, whose color is in no legend"
+
+
+def test_curves_need_records(tmp_path):
+    with pytest.raises(ValueError, match="at least one record of a run, got none"):
+        plotting.curves([])
+    with pytest.raises(ValueError, match="has no metrics of a run"):
+        plotting.curves(tmp_path)
+
+
+NOTEBOOK = """
+from vnca import plotting
+plot = plotting.LivePlot()
+shown = []
+draw = plot._picture
+plot._picture = lambda: shown.append(len(plot.records)) or draw()
+for update in range(1, 301):
+    plot({"update": update, "fraction": update / 300, "nats": -100 - 400 / update, "loss": 100.0, "kl": 20.0})
+print(shown)
+"""
+
+
+def test_a_notebook_keeps_the_last_of_few_pictures():
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK)])
+    NotebookClient(notebook, timeout=120).execute()
+    outputs = notebook.cells[0].outputs
+    (picture,) = [output for output in outputs if output.output_type == "display_data"]
+    (printed,) = [output.text for output in outputs if output.output_type == "stream"]
+    shown = json.loads(printed)
+    assert shown[0] == 1 and shown[-1] == 300 and len(shown) < 30, "the first, the last, and few between"
+    assert picture.metadata["image/png"]["alt"].startswith("Learning curves up to update 300, where the ELBO is -101.3")
+    with Image.open(io.BytesIO(base64.b64decode(picture.data["image/png"]))) as image:
+        assert image.width > 600
+
+
+def test_a_script_draws_nothing(monkeypatch, capsys):
+    def refuse(*_):
+        raise AssertionError("drawn where nobody sees it")
+
+    monkeypatch.setattr(plotting, "curves", refuse)
+    plot = plotting.LivePlot()
+    for update in (50, 100):
+        plot(record(update))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    """A pretended notebook: the pictures it was asked to show."""
+    shown = []
+    handle = SimpleNamespace(update=shown.append)
+    monkeypatch.setattr(plotting, "get_ipython", lambda: SimpleNamespace(kernel=True))
+    monkeypatch.setattr(plotting, "display", lambda picture, display_id: shown.append(picture) or handle)
+    return shown
+
+
+def test_a_live_plot_leaves_the_style_as_it_was(notebook):
+    before = dict(plt.rcParams)
+    plotting.LivePlot()(record(100))
+    assert len(notebook) == 1 and dict(plt.rcParams) == before
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.01, [1, 11, 21, 31, 40]), (0.1, [1, 20, 39, 40])])
+def test_pictures_take_at_most_a_twentieth_of_the_time(seconds, expected, notebook, monkeypatch):
+    """One record every 0.1 s; a picture that takes 0.1 s is drawn every 2 s."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(plotting.time, "monotonic", lambda: clock.now)
+    plot = plotting.LivePlot()
+
+    def draw():
+        clock.now += seconds
+        return len(plot.records)
+
+    monkeypatch.setattr(plot, "_picture", draw)
+    for update in range(1, 41):
+        plot(record(update, total=40))
+        clock.now += 0.1001
+    assert notebook == expected

@@ -1,21 +1,38 @@
-"""Figures of the book: rows of pictures, films, and colors for hidden channels.
+"""Figures of the book: rows of pictures, films, colors for hidden channels, and learning curves.
 
 What counts as a picture is said in `vnca.pictures`. A returned figure is shown where it is the last line of a
 cell, or by ``display(figure)``.
 """
 
+import io
 import math
+import os
+import time
 from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython import get_ipython
+from IPython.display import Image, display
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vnca import metrics
 from vnca.pictures import Picture, image_grid, positive, save_png, stack_enlarged, to_pixels
 from vnca.player import Film
 
-__all__ = ["film", "hidden_colors", "image_grid", "save_png", "show_images", "strip", "use_style"]
+__all__ = [
+    "LivePlot",
+    "curves",
+    "film",
+    "hidden_colors",
+    "image_grid",
+    "save_png",
+    "show_images",
+    "strip",
+    "use_style",
+]
 
 # Okabe and Ito's colors, told apart by color-blind readers; yellow is left out, too pale on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -185,3 +202,89 @@ def hidden_colors(states: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     colors = ((values - low) / spread).clamp(0, 1).float()
     parts = colors.split([state[0].numel() for state in states])  # each (H * W, 3)
     return [part.T.reshape(3, *state.shape[1:]) for part, state in zip(parts, states, strict=True)]
+
+
+def curves(run: str | os.PathLike | Sequence[dict]) -> Figure:
+    """Learning curves: on the left the ELBO and the negative loss, on the right the KL term, in nats per image.
+
+    ELBO and negative loss differ while the weight of the KL term rises, and agree from then on. The scale follows all
+    but the first tenth of the records, which would flatten the rest.
+
+    Args:
+        run: the folder of a run, or its records as `vnca.metrics.read` gives them.
+
+    Raises:
+        ValueError: if there are no records, or they cannot be read.
+    """
+    records = metrics.read(run) if isinstance(run, str | os.PathLike) else run
+    if not records:
+        raise ValueError("curves needs at least one record of a run, got none")
+    update, nats, loss, kl = (np.array([record[key] for record in records]) for key in ("update", "nats", "loss", "kl"))
+    width, height = plt.rcParams["figure.figsize"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(width, 0.8 * height), width_ratios=(3, 2))
+    line = {"linewidth": 1.2, "marker": "." if len(records) == 1 else ""}  # a line of one point is not seen
+    # The ELBO lies on top: where both agree, it is the one to read.
+    left.plot(update, -loss, color=COLORS[5], label="negative loss", **line)
+    left.plot(update, nats, color=COLORS[0], label="ELBO", **line)
+    left.set(title="ELBO", ylabel="nats per image")
+    left.legend(loc="lower right", reverse=True)
+    right.plot(update, kl, color=COLORS[1], **line)
+    right.set(title="KL term")
+    _fit_to_late(left, -loss, nats)
+    _fit_to_late(right, kl)
+    for axes in (left, right):
+        axes.set(xlabel="updates", xlim=(0, None))
+        axes.locator_params(axis="x", nbins=5)
+    # Closed, as in `show_images`.
+    plt.close(figure)
+    return figure
+
+
+def _fit_to_late(axes: Axes, *series: np.ndarray) -> None:
+    """Let the y axis span all but the first tenth of the values."""
+    late = np.concatenate([values[len(values) // 10 :] for values in series])
+    late = late[np.isfinite(late)]
+    if late.size and np.ptp(late) > 0:
+        margin = 0.05 * np.ptp(late)
+        axes.set_ylim(late.min() - margin, late.max() + margin)
+
+
+class LivePlot:
+    """Learning curves that a notebook redraws in place during training: `train(..., on_log=LivePlot())`.
+
+    At most one picture a second is drawn, so that it takes at most a twentieth of the time, and one at the end of the
+    run, which the notebook keeps. Outside of a notebook nothing is drawn. For a whole run in a folder, see `curves`.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[dict] = []
+        self.due = -math.inf  # when the next picture may be drawn
+        self.handle = None
+
+    def __call__(self, record: dict) -> None:
+        """Take one record of the metrics."""
+        self.records.append(record)
+        started = time.monotonic()
+        if record["fraction"] < 1 and started < self.due:
+            return
+        if getattr(get_ipython(), "kernel", None) is None:  # no notebook
+            return
+        picture = self._picture()
+        if self.handle is None:
+            self.handle = display(picture, display_id=True)
+        else:
+            self.handle.update(picture)
+        finished = time.monotonic()
+        self.due = finished + max(1, 19 * (finished - started))
+
+    def _picture(self) -> Image:
+        last = self.records[-1]
+        file = io.BytesIO()
+        with plt.rc_context():
+            use_style()
+            curves(self.records).savefig(file, format="png")
+        alt = (
+            f"Learning curves up to update {last['update']:,}, where the ELBO is {last['nats']:.1f} nats "
+            f"and the KL term {last['kl']:.1f} nats"
+        )
+        return Image(file.getvalue(), format="png", alt=alt)

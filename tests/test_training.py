@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,14 +12,20 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import vnca
+from vnca import __main__ as command_line
 from vnca import checkpoints, hardware, pretrained, training
 from vnca.__main__ import main
+from vnca.packing import PackedImages
+from vnca.presets import PRESETS, Preset, TrainConfig
 from vnca.vae import ModelConfig, build
 
-TINY = training.TrainConfig(
+CPU = torch.device("cpu")
+TINY = TrainConfig(
     model=ModelConfig("doubling", 4, 2, {"hidden": 4, "steps": 1}),
     data="digits",
     split="train",
@@ -27,15 +34,26 @@ TINY = training.TrainConfig(
     learning_rate=1e-3,
     warmup=2,
     kl_warmup=4,
+    ema=0.5,
 )
-
-
-PRESETS = dict(training.PRESETS)
+REGROWING = replace(TINY, model=ModelConfig("regrowing", 4, 2, {"hidden": 4, "min_steps": 1, "max_steps": 3}))
 
 
 @pytest.fixture(autouse=True)
 def tiny_presets(monkeypatch):
-    monkeypatch.setattr(training, "PRESETS", {"quick": TINY})
+    monkeypatch.setattr(command_line, "PRESETS", {"quick": Preset(TINY, "tiny")})
+
+
+@pytest.fixture(autouse=True)
+def forget_the_precision():
+    """Accelerate keeps the arithmetic of the first run of a process for all others."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def run_of(config, images=None):
+    images = torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(0)) if images is None else images
+    return training._Run(config, None, images, Accelerator(cpu=True, mixed_precision=hardware.precision(CPU)), False)
 
 
 def weights(folder):
@@ -71,6 +89,7 @@ def test_a_run_leaves_its_files_and_evaluate_and_sample_work_on_them(tmp_path, c
         "metrics.jsonl",
         "model.safetensors",
         "samples.png",
+        "tensorboard",
     }
     config = json.loads((out / "config.json").read_text())
     assert config["training"]["data"] == "digits" and config["run"]["images_seen"] == 32
@@ -85,9 +104,9 @@ def test_a_run_leaves_its_files_and_evaluate_and_sample_work_on_them(tmp_path, c
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_built_from_its_json(name):
-    config = json.loads(json.dumps(asdict(PRESETS[name])))
+    config = json.loads(json.dumps(asdict(PRESETS[name].config)))
     model = ModelConfig(**config.pop("model"))
-    assert training.TrainConfig(model=model, **config) == PRESETS[name]
+    assert TrainConfig(model=model, **config) == PRESETS[name].config
     assert build(model).sample(1).shape == (1, 1, 28, 28)
     assert config["data"] in vnca.data.NAMES and config["split"] in vnca.data.SPLITS
 
@@ -106,16 +125,84 @@ def test_training_lowers_the_loss(tmp_path):
     assert lines[-1]["nats"] > lines[0]["nats"] + 20
 
 
-def test_a_stopped_run_resumes_to_bit_identical_weights(tmp_path, monkeypatch):
-    training.train(TINY, tmp_path / "whole")
+@pytest.mark.parametrize("config", [TINY, replace(TINY, ema=0.0), REGROWING], ids=["averaged", "plain", "pool"])
+def test_a_stopped_run_resumes_to_bit_identical_weights(config, tmp_path, monkeypatch):
+    training.train(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        stop_after(patch, 3)
+        stop_after(patch, 5)
         with pytest.raises(KeyboardInterrupt):
-            training.train(TINY, tmp_path / "parts")
-    assert json.loads((tmp_path / "parts" / "config.json").read_text())["run"]["updates"] == 3
+            training.train(config, tmp_path / "parts")
+    assert json.loads((tmp_path / "parts" / "config.json").read_text())["run"]["updates"] == 5
     vnca.load(tmp_path / "parts")
-    training.train(TINY, tmp_path / "parts", resume=True)
+    training.train(config, tmp_path / "parts", resume=True)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert same(load_file(tmp_path / "whole" / checkpoints.NAME), load_file(tmp_path / "parts" / checkpoints.NAME))
+
+
+# The command line in a process of its own, with the tiny preset.
+SCRIPT = """\
+import sys
+from vnca import __main__, hardware, training
+from vnca.presets import Preset, TrainConfig
+from vnca.vae import ModelConfig
+model = ModelConfig("doubling", 4, 2, {"hidden": 4, "steps": 1})
+__main__.PRESETS = {"quick": Preset(TrainConfig(model, "digits", "train", 8, 4, 1e-3, warmup=2, kl_warmup=4), "tiny")}
+SETTINGS
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+def wait_for_changes(path, count, process):
+    """Wait until a file was replaced so many times, or the process is over."""
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    while count and process.poll() is None:
+        now = path.stat().st_mtime_ns if path.exists() else 0
+        count -= now != before
+        before = now
+        time.sleep(0.001)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_run_killed_at_random_moments_goes_on_and_ends_with_the_same_weights(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT.replace("SETTINGS", "training.LOG_EVERY = 5"))
+    # A few updates between two checkpoints, so that kills hit the writing of one, too.
+    command = [sys.executable, script, "train", "--updates", "150", "--checkpoint-minutes", "0.0005", "--out"]
+    subprocess.run([*command, str(whole)], check=True, capture_output=True)
+    checkpoint, chance, progress = killed / checkpoints.NAME, random.Random(0), [0]
+    while progress[-1] < 150:
+        resume = ["--resume"] if checkpoint.exists() else []
+        process = subprocess.Popen([*command, str(killed), *resume], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        if len(progress) < 4:
+            wait_for_changes(checkpoint, chance.randint(3, 6), process)
+            time.sleep(chance.uniform(0, 0.05))
+            process.kill()
+        _, error = process.communicate(timeout=120)
+        assert process.returncode in (0, -signal.SIGKILL), error.decode()
+        vnca.load(killed)
+        progress.append(json.loads((killed / "config.json").read_text())["run"]["updates"])
+        assert progress[-1] >= progress[-2], "nothing that was kept is lost"
+    assert len(set(progress)) >= 4, "the run was killed several times on its way"
+    assert same(weights(whole), weights(killed))
+    assert [line["update"] for line in metrics(killed)] == [line["update"] for line in metrics(whole)]
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    script = tmp_path / "run.py"
+    # In float32, because the rounding of short numbers could hide a difference.
+    script.write_text(
+        SCRIPT.replace("SETTINGS", "training.LOG_EVERY = 1; hardware.has_bfloat16 = lambda device: False")
+    )
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, launcher in (("one", [sys.executable]), ("two", two)):
+        command = [*launcher, script, "train", "--updates", "20", "--batch-size", "16", "--out", str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    ours, theirs = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert len(ours) == len(theirs) == 20
+    assert [a["loss"] for a in ours] == pytest.approx([b["loss"] for b in theirs], rel=0, abs=1.5e-4)
+    assert "2 processes" in json.loads((tmp_path / "two" / "config.json").read_text())["run"]["hardware"]
 
 
 def test_resume_repeats_no_line_of_the_metrics(tmp_path, monkeypatch):
@@ -149,18 +236,75 @@ def test_a_signal_to_a_real_run_leaves_a_loadable_checkpoint(tmp_path, number):
     assert done >= 20 and f"stopped after update {done}" in stdout
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(training, "PRESETS", {"quick": replace(TINY, learning_rate=1e30, updates=50)})
+def test_a_run_whose_gradients_stay_infinite_stops_with_advice(tmp_path, capsys, monkeypatch):
+    preset = Preset(replace(TINY, learning_rate=1e30, updates=50), "diverges")
+    monkeypatch.setattr(command_line, "PRESETS", {"quick": preset})
     out = tmp_path / "run"
     assert main(["train", "--out", str(out)]) == 1
     error = capsys.readouterr().err
-    assert "is not finite" in error and "--learning-rate below 1e+30" in error and "Traceback" not in error
+    assert "were not finite" in error and "learning rate below 1e+30" in error and "Traceback" not in error
     assert all(value.isfinite().all() for value in weights(out).values()), "the last good weights stay"
 
 
+def test_one_update_that_is_not_finite_is_skipped_and_counted(monkeypatch):
+    run = run_of(TINY)
+    run.step()
+    before = {key: value.clone() for key, value in run.objective.state_dict().items()}
+    steps = run.optimizer.state_dict()["state"][0]["step"].clone()
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "batch", lambda: torch.ones(4, 1, 28, 28))
+        patch.setattr(run.objective, "draw", lambda x, *_: {"x": x, "noise": torch.full((4, 4), math.inf)})
+        run.step()
+    assert same(before, run.objective.state_dict())
+    assert run.optimizer.state_dict()["state"][0]["step"] == steps
+    run.step()
+    assert not same(before, run.objective.state_dict())
+    record = run.record(1.0)
+    assert record["skipped"] == 1 and math.isfinite(record["loss"]) and run.skips.tolist() == [0, 1]
+
+
+def test_weights_are_averaged_with_the_decay_given():
+    run = run_of(replace(TINY, ema=0.75))
+    weight = run.objective.model.decoder.update.layers[0].weight
+    expected = None
+    for _ in range(3):
+        run.step()
+        expected = weight.detach().clone() if expected is None else 0.75 * expected + 0.25 * weight.detach()
+    assert torch.allclose(run.best.decoder.update.layers[0].weight, expected, rtol=1e-5)
+    assert run_of(replace(TINY, ema=0.0)).averaged is None
+
+
+def test_init_from_takes_weights_alone(tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["train", "--out", str(first)]) == 0
+    run = run_of(replace(TINY, init_from=str(first)))
+    assert same(run.objective.model.state_dict(), weights(first)) and run.update == 0
+    assert not run.optimizer.state_dict()["state"], "Adam starts afresh"
+    assert main(["train", "--out", str(second), "--init-from", str(first), "--updates", "2"]) == 0
+    assert json.loads((second / "config.json").read_text())["training"]["init_from"] == str(first)
+    capsys.readouterr()
+    assert main(["train", "--out", str(tmp_path / "x"), "--init-from", "doubling-mnist-small"]) == 2
+    assert "are of another model: ModelConfig(decoder='doubling', latent_size=64" in one_line_error(capsys)
+
+
+def test_a_run_bounded_by_minutes_anneals_to_its_end(tmp_path):
+    minutes = 0.03
+    config = replace(TINY, updates=None, minutes=minutes, batch_size=32)
+    training.train(config, tmp_path / "run")
+    run, lines = json.loads((tmp_path / "run" / "config.json").read_text())["run"], metrics(tmp_path / "run")
+    assert minutes <= run["minutes"] < 10 * minutes and run["updates"] > 2
+    assert lines[-1]["fraction"] == 1 and lines[-1]["learning_rate"] < 0.5 * TINY.learning_rate
+    assert lines[-1]["update"] == run["updates"]
+
+
+def test_recomputation_changes_no_weights(tmp_path):
+    for recompute in (False, True):
+        training.train(TINY, tmp_path / str(recompute), recompute=recompute)
+    assert same(weights(tmp_path / "True"), weights(tmp_path / "False"))
+
+
 def test_the_seed_decides_over_images_and_noise():
-    images = torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    runs = [training._Run(replace(TINY, seed=seed), None, images) for seed in (0, 0, 1)]
+    runs = [run_of(replace(TINY, seed=seed)) for seed in (0, 0, 1)]
     batches = [run.batch() for run in runs]
     assert torch.equal(batches[0], batches[1]) and not torch.equal(batches[0], batches[2])
     for run in runs:
@@ -173,17 +317,22 @@ def test_the_seed_decides_over_images_and_noise():
 def test_autocast_is_used_where_the_machine_has_bfloat16(there, monkeypatch):
     monkeypatch.setattr(hardware, "has_bfloat16", lambda device: there)
     types = []
-    run = training._Run(TINY, None, torch.zeros(4, 1, 28, 28))
-    run.model.decoder.update.layers[0].register_forward_hook(lambda *call: types.append(call[-1].dtype))
+    run = run_of(TINY)
+    run.objective.model.decoder.update.layers[0].register_forward_hook(lambda *call: types.append(call[-1].dtype))
     run.step()
     assert set(types) == {torch.bfloat16 if there else torch.float32}
-    assert ("bfloat16" in hardware.describe(torch.device("cpu"))) == there
+    assert ("bfloat16" in hardware.describe(CPU)) == there
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((8, 0), "bf16"), ((7, 5), "fp16"), ((6, 1), "no")])
+def test_a_gpu_gets_the_arithmetic_it_has(capability, precision, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert hardware.precision(torch.device("cuda")) == precision
 
 
 def test_every_image_is_seen_once_an_epoch():
-    config = replace(TINY, batch_size=5)
     images = torch.arange(20.0).view(20, 1, 1, 1).expand(20, 1, 28, 28) / 20
-    run = training._Run(config, None, images)
+    run = run_of(replace(TINY, batch_size=5), images)
     for _ in range(2):
         seen = []
         for _ in range(4):
@@ -192,10 +341,23 @@ def test_every_image_is_seen_once_an_epoch():
         assert sorted(seen) == list(range(20))
 
 
+@pytest.mark.parametrize("binary", [True, False])
+def test_packed_images_come_back_as_they_were(binary):
+    images = torch.rand(5, 1, 7, 9, generator=torch.Generator().manual_seed(0))
+    images = images.round() if binary else images
+    packed = PackedImages(images, CPU)
+    index = torch.tensor([4, 0, 0])
+    assert torch.equal(packed[index], images[index]) and len(packed) == 5
+    assert packed.stored.nbytes == (5 * 8 if binary else images.nbytes), "63 pixels take 8 bytes"
+
+
 def test_schedules_rise_and_fall():
     config = replace(TINY, updates=100, warmup=10, kl_warmup=50)
-    rates = [config.learning_rate_at(update) for update in range(100)]
+    rates = [config.learning_rate_at(update, config.fraction_at(update, 0)) for update in range(100)]
     assert max(rates) <= 1e-3 and rates[0] < rates[9] and rates[-1] < 1e-5
+    assert replace(config, schedule="constant").learning_rate_at(99, 0.99) == 1e-3
+    timed = replace(config, updates=None, minutes=2.0)
+    assert [timed.fraction_at(7, seconds) for seconds in (0, 60, 120, 150)] == [0, 0.5, 1, 1]
     assert [config.kl_weight_at(update) for update in (0, 24, 49, 99)] == [0.02, 0.5, 1, 1]
 
 
@@ -212,6 +374,10 @@ def one_line_error(capsys):
         (["train", "--updates", "0", "--out", "x"], "updates is at least 1, not 0"),
         (["train", "--seed", "4294967296", "--out", "x"], "seed is a whole number from 0 to 4294967295"),
         (["train", "--learning-rate", "nan", "--out", "x"], "learning_rate is a positive number, not nan"),
+        (["train", "--minutes", "0", "--out", "x"], "minutes is a positive number, not 0"),
+        (["train", "--minutes", "1", "--updates", "5", "--out", "x"], "updates or minutes, one of the two"),
+        (["train", "--checkpoint-minutes", "0", "--out", "x"], "checkpoint_minutes is a positive number, not 0"),
+        (["train", "--init-from", "nothing", "--out", "x"], "no weights named 'nothing'"),
         (["train", "--resume", "--out", "x"], "no run in x to resume"),
         (["evaluate", "--weights", "nothing", "--out", "no/x.json"], "lies in one that does not exist"),
         (["sample", "--weights", "nothing", "--out", "."], "--out . is a folder"),

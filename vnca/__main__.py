@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vnca import data, evaluation, files, pretrained, training
+from vnca import data, evaluation, pretrained, training
 from vnca.pictures import save_png
+from vnca.presets import PRESETS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,15 +37,22 @@ def _fail(error: Exception, code: int) -> int:
 
 def _train(options: argparse.Namespace) -> None:
     preset = options.preset or "quick"
-    if preset not in training.PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(training.PRESETS)}")
-    if options.resume and options.preset is None:
-        config = training.saved_config(options.out)
-    else:
-        config = training.PRESETS[preset]
-    names = ("updates", "learning_rate", "seed")
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
+    keep = options.resume and options.preset is None
+    config = training.saved_config(options.out) if keep else PRESETS[preset].config
+    names = ("updates", "minutes", "batch_size", "learning_rate", "init_from", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    training.train(replace(config, **given), options.out, resume=options.resume, overwrite=options.overwrite)
+    if "minutes" in given:
+        given.setdefault("updates", None)
+    training.train(
+        replace(config, **given),
+        options.out,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        recompute=options.recompute,
+        checkpoint_minutes=options.checkpoint_minutes,
+    )
 
 
 def _require_writable(path: Path) -> None:
@@ -56,20 +64,35 @@ def _require_writable(path: Path) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     if options.out is not None:
         _require_writable(options.out)
-    with tqdm(disable=None, unit=" images", leave=False) as bar:
+    with tqdm(disable=None, unit=" samples", unit_scale=True, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
-            bar.total = total
+            if bar.total is None:
+                bar.total, bar.initial, bar.n = total, done, done
             bar.update(done - bar.n)
 
-        result = evaluation.evaluate(options.weights, options.num_samples, options.limit, progress)
+        try:
+            result = evaluation.evaluate(
+                options.weights,
+                options.num_samples,
+                options.limit,
+                options.seed,
+                bfloat16=options.bfloat16,
+                out=options.out,
+                overwrite=options.overwrite,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            bar.close()
+            kept = "the same call goes on from here" if options.out is not None else "with --out it could go on"
+            print(f"stopped; {kept}")
+            raise
     print(
         f"{result['name']}, {result['data']} {result['split']}: {result['nats']:.2f} ± {result['standard_error']:.2f} "
         f"nats ({result['num_samples']} importance samples), ELBO {result['elbo']:.2f} "
         f"± {result['elbo_standard_error']:.2f}, on {result['images']:,} images"
     )
     if options.out is not None:
-        files.write_json(options.out, result)
         print(f"written to {options.out}")
 
 
@@ -89,13 +112,25 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vnca", description="Train, evaluate and sample from VNCAs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("train", help="train a model into a folder")
-    presets = ", ".join(training.PRESETS)
+    command = commands.add_parser(
+        "train",
+        help="train a model into a folder",
+        epilog="presets:\n" + "\n".join(f"  {name:8} {p.purpose} ({p.expected()})" for name, p in PRESETS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    presets = ", ".join(PRESETS)
     command.add_argument("--preset", help=f"one of {presets} (default: quick, or that of the run to resume)")
     command.add_argument("--out", type=Path, required=True, help="the run's folder")
     command.add_argument("--updates", type=int, help="train for this many updates instead of the preset's")
+    command.add_argument("--minutes", type=float, help="train for this long, whatever the number of updates")
+    command.add_argument("--batch-size", type=int, help="another number of images an update than the preset's")
     command.add_argument("--learning-rate", type=float, help="another peak of the learning rate than the preset's")
+    command.add_argument("--init-from", help="start from these weights: shipped ones or the folder of a run")
     command.add_argument("--seed", type=int, help="another seed than the preset's")
+    command.add_argument(
+        "--recompute", action="store_true", help="save memory: compute steps again in the backward pass"
+    )
+    command.add_argument("--checkpoint-minutes", type=float, default=1.0, help="time between checkpoints (default: 1)")
     existing = command.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     existing.add_argument("--overwrite", action="store_true", help="start anew in a folder that has files")
@@ -105,7 +140,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_weights(command)
     command.add_argument("--num-samples", type=int, default=128, help="importance samples an image (default: 128)")
     command.add_argument("--limit", type=int, help="this many test images, drawn at random, instead of all")
-    command.add_argument("--out", type=Path, help="also write the result to this JSON file")
+    command.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+    command.add_argument(
+        "--bfloat16", action="store_true", help="about twice as fast, where the machine has it; changes the figures"
+    )
+    command.add_argument(
+        "--out", type=Path, help="write the result to this JSON file; an evaluation that was cut goes on from beside it"
+    )
+    command.add_argument("--overwrite", action="store_true", help="start anew, whatever is kept beside --out")
     command.set_defaults(run=_evaluate)
 
     command = commands.add_parser("sample", help="draw images from the prior into a PNG file")

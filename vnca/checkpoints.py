@@ -12,16 +12,19 @@ from vnca import files
 NAME = "checkpoint.safetensors"
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict) -> None:
-    """Write weights, optimizer state and `progress` (JSON values) into one file, so that they can never disagree."""
-    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
+def save(folder: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer, progress: dict) -> None:
+    """Write modules by name, optimizer state and `progress` (JSON values) into one file: they never disagree.
+
+    A tensor that is in several modules, or several times in one, is written each time.
+    """
+    tensors = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
     files.write_tensors(folder / NAME, tensors, {"progress": json.dumps(progress)})
 
 
-def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Put the checkpoint's weights and optimizer state in place and return its `progress`.
+def restore(folder: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict:
+    """Put the checkpoint's modules and optimizer state in place and return its `progress`.
 
     Raises:
         ValueError: if there is no checkpoint in the folder, or it cannot be read.
@@ -33,16 +36,26 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
             progress = json.loads(file.metadata()["progress"])
-        model.load_state_dict(_below(tensors, "model."))
+        for name, part in parts.items():
+            part.load_state_dict(_below(tensors, f"{name}."))
         state: dict[int, dict] = {}
         for key, value in _below(tensors, "optimizer.").items():
             index, name = key.split(".", 1)
             state.setdefault(int(index), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        _lay_out_like_parameters(optimizer)
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the checkpoint {path} cannot be read ({reason}); start again with --overwrite") from None
     return progress
+
+
+def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give each moment the memory layout of its parameter: fused Adam walks through both side by side in memory."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter).copy_(value)
 
 
 def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

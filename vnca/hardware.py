@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+PRECISIONS = {"bf16": "bfloat16 autocast", "fp16": "float16 autocast", "no": "float32"}
+
 
 def best_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
@@ -24,6 +26,19 @@ def has_bfloat16(device: torch.device) -> bool:
     return bool(flags & {"amx_bf16", "avx512_bf16", "bf16", "sve_bf16"})
 
 
+def precision(device: torch.device) -> str:
+    """The arithmetic of training, in the words of Accelerate: `"bf16"`, `"fp16"` or `"no"` (float32).
+
+    bfloat16 where the device multiplies it by itself; float16, whose gradients need scaling, on GPUs with tensor cores
+    for that alone (a T4); else float32.
+    """
+    if has_bfloat16(device):
+        return "bf16"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
+        return "fp16"
+    return "no"
+
+
 def autocast(device: torch.device) -> torch.autocast:
     """Mixed precision in bfloat16 where the device has it, else a context that changes nothing."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device))
@@ -38,7 +53,7 @@ def machine(device: torch.device) -> str:
 
 def describe(device: torch.device) -> str:
     """One line on the machine and the precision it trains in, as results record it."""
-    return f"{machine(device)}, {'bfloat16 autocast' if has_bfloat16(device) else 'float32'}"
+    return f"{machine(device)}, {PRECISIONS[precision(device)]}"
 
 
 def _cpu_name() -> str:

@@ -1,106 +1,41 @@
-"""Training: a configuration, presets, and one loop that can be stopped and resumed at any update.
+"""Training: one loop that runs on a CPU, a GPU or many, and that can be stopped and resumed at any update.
 
-Every random choice of an update (its images, their binarization, the noise of the latents) depends on the seed and on
-the number of the update alone. So a resumed run does on the CPU exactly what an uninterrupted one does.
+Hugging Face Accelerate moves the model to its device, chooses the arithmetic and, where several processes run, shares
+the gradients. Every random choice of an update (its images, their binarization, the noise of the latents) depends on
+the seed and on the number of the update alone. So a resumed run does on the CPU exactly what an uninterrupted one
+does, and several processes do together what one does alone.
 """
 
-import hashlib
-import json
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
-from tqdm import tqdm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vnca import checkpoints, data, files, hardware, pretrained
+from vnca import checkpoints, data, hardware, pretrained
+from vnca.metrics import Metrics
+from vnca.objectives import objective
+from vnca.packing import PackedImages
 from vnca.pictures import save_png
-from vnca.vae import VAE, ModelConfig, build, elbo_terms, require_pixels
+from vnca.presets import TrainConfig
+from vnca.seeds import seed_of
+from vnca.vae import VAE, ModelConfig, build, require_pixels
 
-CHECKPOINT_SECONDS = 60  # what a killed run can lose
-LOG_EVERY = 20  # updates between two lines of metrics.jsonl
+LOG_EVERY = 20  # updates between two records of the metrics
+SAMPLES_SECONDS = 300  # between two grids of samples in TensorBoard, because on a CPU each costs seconds
+SKIPS = 10  # updates in a row that may be skipped before the run ends
 
 
 class TrainingError(RuntimeError):
     """A run that failed for a reason its user can do something about."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """All that determines a run.
-
-    Attributes:
-        model: the model to build.
-        data: a data set of `vnca.data`.
-        split: the part of it to train on.
-        updates: steps of the optimizer.
-        batch_size: images an update.
-        learning_rate: Adam's, at its peak.
-        warmup: updates over which the learning rate rises from zero; then it falls to zero along a cosine.
-        kl_warmup: updates over which the weight of the KL term rises from zero to one.
-        clip: the largest norm of the gradient; a longer one is scaled down to it.
-        seed: of the initial weights and of every random choice.
-    """
-
-    model: ModelConfig
-    data: str
-    split: str
-    updates: int
-    batch_size: int
-    learning_rate: float
-    warmup: int = 100
-    kl_warmup: int = 500
-    clip: float = 10.0
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("updates", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
-        for name in ("learning_rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is a positive number, not {getattr(self, name)}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is a whole number from 0 to {2**32 - 1}, not {self.seed}")
-
-    def learning_rate_at(self, update: int) -> float:
-        """The learning rate of update `update` (from 0)."""
-        rising = min(1.0, (update + 1) / max(1, self.warmup))
-        return self.learning_rate * rising * 0.5 * (1 + math.cos(math.pi * update / self.updates))
-
-    def kl_weight_at(self, update: int) -> float:
-        """The weight of the KL term in update `update` (from 0)."""
-        return min(1.0, (update + 1) / max(1, self.kl_warmup))
-
-
-SMALL = ModelConfig("doubling", 64, 8, {"hidden": 64, "steps": 4})
-
-PRESETS = {
-    # The built-in digits, a few minutes on two cores: to see everything work.
-    "quick": TrainConfig(
-        model=ModelConfig("doubling", 32, 8, {"hidden": 32, "steps": 2}),
-        data="digits",
-        split="train",
-        updates=1200,
-        batch_size=32,
-        learning_rate=2e-3,
-        kl_warmup=200,
-    ),
-    # A VNCA small enough for two cores, on the data of the paper's tables: hours.
-    "small": TrainConfig(SMALL, "binarized-mnist", "train", 12_000, 64, 1.5e-3),
-    # Its baseline: the same encoder and latent, a convolutional decoder.
-    "conv": TrainConfig(
-        replace(SMALL, decoder="conv", decoder_options={"width": 8}), "binarized-mnist", "train", 20_000, 64, 1.5e-3
-    ),
-}
 
 
 def train(
@@ -109,199 +44,273 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    recompute: bool = False,
+    checkpoint_minutes: float = 1.0,
+    on_log: Callable[[dict], None] = lambda record: None,
 ) -> VAE:
     """Train a model and leave it in the folder `out`.
 
-    The folder then holds `config.json`, `metrics.jsonl`, `model.safetensors`, `samples.png` and the checkpoint.
+    The folder then holds `config.json`, `metrics.jsonl`, `tensorboard/`, `model.safetensors`, `samples.png` and the
+    checkpoint. Started by `accelerate launch` or `torchrun`, the processes share each batch.
 
     Args:
         config: what to train.
         out: the run's folder.
         resume: go on from the checkpoint in `out`.
         overwrite: start anew in a folder that already has files.
+        recompute: compute each step of the cells a second time in the backward pass instead of keeping it. It takes
+            about a third more time and a small part of the memory.
+        checkpoint_minutes: time between two checkpoints, which is what a killed run can lose.
+        on_log: called with each record of the metrics.
+
+    Returns:
+        The trained model, with averaged weights if `config.ema` is positive, in eval mode.
 
     Raises:
-        ValueError: if the data or the folder do not fit: `out` has files and neither `resume` nor `overwrite` is
-            given, the checkpoint is of another configuration, or pixels lie outside [0, 1].
-        TrainingError: if the loss or its gradient is no longer finite. The last checkpoint stays as it was.
+        ValueError: if the data, the folder or the processes do not fit: `out` has files and neither `resume` nor
+            `overwrite` is given, the checkpoint is of another configuration, pixels lie outside [0, 1], or the batch
+            cannot be shared equally.
+        TrainingError: if the gradient is not finite for several updates in a row. The last checkpoint stays.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
     out = Path(out)
-    _check_folder(config, out, resume, overwrite)
+    _check(config, out, resume, overwrite, checkpoint_minutes)
     device = hardware.best_device()
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",  # else a Mac's GPU would be taken, on which nothing here was ever tried
+        mixed_precision=hardware.precision(device),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
     images = data.load(config.data, config.split).tensors[0]  # (N, 1, 28, 28)
     require_pixels(images)
-    if not resume:
-        _clear_folder(out)
-    run = _Run(config, out, images.to(device))
+    run = _Run(config, out, images, accelerator, recompute)
     if resume:
         run.restore()
-    print(f"{config.data} {config.split}: {len(images):,} images; {hardware.describe(device)}")
+    elif accelerator.is_main_process:
+        _clear_folder(out)
+    accelerator.wait_for_everyone()
+    accelerator.print(f"{config.data} {config.split}: {len(images):,} images; {run.hardware}")
     with _signals_wait() as stopped:
-        run.go(stopped)
-    if run.update < config.updates:
-        print(f"stopped after update {run.update}; go on with --resume")
+        run.go(stopped, 60 * checkpoint_minutes, on_log)
+    if run.fraction < 1:
+        accelerator.print(f"stopped after update {run.update}; go on with --resume")
         raise KeyboardInterrupt
-    generator = torch.Generator().manual_seed(config.seed)
-    save_png(run.model.sample(64, generator).cpu(), out / "samples.png")
-    print(f"done: {config.updates:,} updates in {run.seconds / 60:.1f} minutes; see {out}")
-    return run.model
+    if accelerator.is_main_process:
+        save_png(run.samples(64), out / "samples.png")
+    accelerator.print(f"done: {run.update:,} updates in {run.seconds / 60:.1f} minutes; see {out}")
+    accelerator.end_training()
+    return run.best
 
 
 class _Run:
     """One run: its model, optimizer and progress."""
 
-    def __init__(self, config: TrainConfig, out: Path, images: Tensor):
-        self.config, self.out, self.images = config, out, images
-        self.device = images.device
+    def __init__(self, config: TrainConfig, out: Path, images: Tensor, accelerator: Accelerator, recompute: bool):
+        self.config, self.out, self.accelerator = config, out, accelerator
+        self.images = PackedImages(images, accelerator.device)
         self.batch_size = min(config.batch_size, len(images))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            self.model = build(config.model)
-        self.model.to(self.device, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)
-        self.noise = torch.Generator(self.device)
-        self.commit = hardware.commit()
+        if self.batch_size % accelerator.num_processes:
+            raise ValueError(
+                f"a batch of {self.batch_size} images cannot be shared equally by {accelerator.num_processes} "
+                "processes: choose another number of processes"
+            )
+        model = _start(config).to(accelerator.device, memory_format=torch.channels_last)
+        self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+        if recompute:
+            model.decoder.recompute = True
+        self.objective = objective(model).to(accelerator.device)
+        optimizer = torch.optim.Adam(self.objective.parameters(), lr=config.learning_rate, fused=True)
+        self.parallel, self.optimizer = accelerator.prepare(self.objective, optimizer)
+        self.noise = torch.Generator(accelerator.device)  # of what is drawn where the images live
+        self.host = torch.Generator()  # of what is drawn on the CPU
+        self.order = (-1, torch.empty(0))  # epoch, its permutation of the images
         self.update = 0  # updates done
         self.seconds = 0.0  # spent so far, in all parts of the run
-        self.order = (-1, torch.empty(0))  # epoch, its permutation of the images
+        self.totals = torch.zeros(4, device=accelerator.device)  # since the last record: see `step`
+        self.skips = torch.zeros(2, dtype=torch.int64, device=accelerator.device)  # in a row, and in all
+        self.commit = hardware.commit()
+        processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+        self.hardware = hardware.describe(accelerator.device) + processes
 
-    def go(self, stopped: Callable[[], bool]) -> None:
-        """Train until the last update, or until `stopped()`; write the checkpoint in between and at the end."""
-        config = self.config
+    @property
+    def best(self) -> VAE:
+        """The model to keep: with averaged weights where they are averaged."""
+        return (self.averaged.module if self.averaged else self.objective.model).eval()
+
+    @property
+    def fraction(self) -> float:
+        """How much of the run is done, 0 to 1."""
+        return self.config.fraction_at(self.update, self.seconds)
+
+    def go(self, stopped: Callable[[], bool], interval: float, on_log: Callable[[dict], None]) -> None:
+        """Train to the end, or until `stopped()`; write a checkpoint every `interval` seconds and at the end."""
         if self.update == 0:
             self.save()  # from the first moment there is something to resume
-        started, spent = time.monotonic(), self.seconds
-        saved = started
-        self.model.train()
-        with closing(_Meter(self.out, config, self.batch_size, self.update)) as meter:
-            while self.update < config.updates and not stopped():
-                log_likelihood, kl = self.step()
-                self.update += 1
-                self.seconds = spent + time.monotonic() - started
-                meter.add(self.update, log_likelihood, kl, self.seconds)
-                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+        started = saved = sampled = logged = time.monotonic()
+        spent, since = self.seconds, self.update
+        with Metrics(self.out, self.update) if self.accelerator.is_main_process else nullcontext() as metrics:
+            while self.fraction < 1 and not self.any_process(stopped()):
+                self.step()
+                self.seconds = self.mean_over_processes(spent + time.monotonic() - started)
+                if self.update % LOG_EVERY == 0 or self.fraction == 1:
+                    record = self.record((self.update - since) * self.batch_size / (time.monotonic() - logged))
+                    since, logged = self.update, time.monotonic()
+                    if metrics is not None:
+                        metrics.log(record)
+                        on_log(record)
+                if time.monotonic() - saved > interval:
                     self.save()
                     saved = time.monotonic()
-        self.save()
-        self.model.eval()
+                if metrics is not None and time.monotonic() - sampled > SAMPLES_SECONDS:
+                    metrics.samples(self.update, self.samples(16))
+                    sampled = time.monotonic()
+            self.save()
 
-    def step(self) -> tuple[float, float]:
-        """One update; returns the mean of log p(x | z) and of the KL term over the batch, in nats."""
-        config = self.config
-        self.noise.manual_seed(_seed(config.seed, "noise", self.update))
+    def step(self) -> None:
+        """One update. An update whose gradient is not finite changes nothing and is counted."""
+        config, accelerator = self.config, self.accelerator
+        self.objective.train()
+        self.noise.manual_seed(seed_of(config.seed, "noise", self.update))
+        self.host.manual_seed(seed_of(config.seed, "host", self.update))
         x = torch.bernoulli(self.batch(), generator=self.noise)  # (B, 1, 28, 28)
-        with hardware.autocast(self.device):
-            log_likelihood, kl = elbo_terms(self.model, x, self.noise)  # 2 x (B,)
-        log_likelihood, kl = log_likelihood.mean(), kl.mean()
+        drawn = self.objective.draw(x, self.noise, self.host)
+        terms = self.parallel(**self.share(drawn))
+        loss = config.kl_weight_at(self.update) * terms.kl - terms.log_likelihood  # (b,)
         self.optimizer.zero_grad()
-        (config.kl_weight_at(self.update) * kl - log_likelihood).backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        if not math.isfinite(norm.item() + log_likelihood.item() + kl.item()):
-            raise TrainingError(
-                f"update {self.update + 1} is not finite (log-likelihood {log_likelihood.item():g}, KL {kl.item():g}, "
-                f"gradient {norm.item():g}): start again with --learning-rate below {config.learning_rate:g}"
-            )
+        accelerator.backward(loss.mean())
+        norm = accelerator.clip_grad_norm_(self.objective.parameters(), config.clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate_at(self.update)
+            group["lr"] = config.learning_rate_at(self.update, self.fraction)
+        bad = ~norm.isfinite()
+        # Fused Adam skips its step by itself if told so, as gradient scalers do. The CPU need not wait for the GPU.
+        self.optimizer.optimizer.found_inf = bad.float()
         self.optimizer.step()
-        return log_likelihood.item(), kl.item()
+        if self.averaged:
+            self.averaged.update_parameters(self.objective.model)
+        if terms.outcome is not None:
+            self.objective.keep(drawn, accelerator.gather(terms.outcome))
+        self.skips = torch.stack([(self.skips[0] + 1) * bad, self.skips[1] + bad])
+        terms_of_fresh = (loss.detach(), terms.log_likelihood.detach(), terms.kl.detach(), torch.ones_like(loss))
+        # Only fresh samples tell the ELBO; a loss that is not finite has no mean.
+        self.totals += torch.stack([(t * terms.fresh).sum() for t in terms_of_fresh]).masked_fill(bad, 0)
+        self.update += 1
 
     def batch(self) -> Tensor:
         """The images of the next update, `(B, 1, 28, 28)`: each epoch is a fresh permutation of the whole set."""
         size = self.batch_size
         epoch, position = divmod(self.update, len(self.images) // size)
         if self.order[0] != epoch:
-            generator = torch.Generator().manual_seed(_seed(self.config.seed, "order", epoch))
-            self.order = (epoch, torch.randperm(len(self.images), generator=generator).to(self.device))
+            generator = torch.Generator().manual_seed(seed_of(self.config.seed, "order", epoch))
+            order = torch.randperm(len(self.images), generator=generator)
+            self.order = (epoch, order.to(self.accelerator.device))
         return self.images[self.order[1][position * size : (position + 1) * size]]
+
+    def share(self, drawn: dict[str, Tensor | int]) -> dict[str, Tensor | int]:
+        """This process's part of what was drawn for the whole batch."""
+        size = self.batch_size // self.accelerator.num_processes
+        mine = slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
+        return {key: value[mine] if isinstance(value, Tensor) else value for key, value in drawn.items()}
+
+    def record(self, images_per_second: float) -> dict:
+        """Means over the updates since the last record.
+
+        Raises:
+            TrainingError: if the last updates were all skipped.
+        """
+        in_a_row, skipped = self.skips.tolist()
+        if in_a_row >= SKIPS:
+            raise TrainingError(
+                f"the gradients of the last {in_a_row} updates, up to update {self.update}, were not finite: "
+                f"start again with a learning rate below {self.config.learning_rate:g}"
+            )
+        *sums, count = self.accelerator.reduce(self.totals, reduction="sum").tolist()
+        self.totals.zero_()
+        loss, log_likelihood, kl = (total / count if count else math.nan for total in sums)
+        fraction = self.config.fraction_at(self.update - 1, self.seconds)
+        return {
+            "update": self.update,
+            "fraction": round(self.fraction, 6),
+            "seconds": round(self.seconds, 1),
+            "loss": round(loss, 4),
+            "nats": round(log_likelihood - kl, 4),
+            "log_likelihood": round(log_likelihood, 4),
+            "kl": round(kl, 4),
+            "learning_rate": self.config.learning_rate_at(self.update - 1, fraction),
+            "images_per_second": round(images_per_second, 1),
+            "skipped": skipped,
+        }
+
+    def any_process(self, stopped: bool) -> bool:
+        """Whether any process was asked to stop: all have to leave the loop after the same update."""
+        return self.mean_over_processes(float(stopped)) > 0
+
+    def mean_over_processes(self, value: float) -> float:
+        if self.accelerator.num_processes == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64, device=self.accelerator.device)
+        return self.accelerator.reduce(shared, reduction="mean").item()
+
+    def samples(self, n: int) -> Tensor:
+        """Pixel probabilities of latents that stay the same throughout the run: `(n, 1, 28, 28)`."""
+        return self.best.sample(n, torch.Generator().manual_seed(self.config.seed)).cpu()
 
     def save(self) -> None:
         """Write the checkpoint, and the model so that `vnca.load` reads it."""
-        checkpoints.save(self.out, self.model, self.optimizer, {"update": self.update, "seconds": self.seconds})
+        if not self.accelerator.is_main_process or self.skips[0] > 0:
+            return  # weights that give no finite gradient are not worth keeping
+        progress = {"update": self.update, "seconds": self.seconds, "skipped": self.skips[1].item()}
+        checkpoints.save(self.out, self.parts(), self.optimizer.optimizer, progress)
         pretrained.save(
-            self.model,
+            self.best,
             self.config.model,
             self.out,
-            training=_training_dict(self.config),
+            training=self.config.to_dict(),
             run={
                 "updates": self.update,
                 "images_seen": self.update * self.batch_size,
+                "skipped": progress["skipped"],
                 "minutes": round(self.seconds / 60, 2),
-                "hardware": hardware.describe(self.device),
+                "hardware": self.hardware,
                 "commit": self.commit,
             },
         )
 
     def restore(self) -> None:
-        progress = checkpoints.restore(self.out, self.model, self.optimizer)
+        progress = checkpoints.restore(self.out, self.parts(), self.optimizer.optimizer)
         self.update, self.seconds = progress["update"], progress["seconds"]
+        self.skips[1] = progress["skipped"]
+
+    def parts(self) -> dict[str, torch.nn.Module]:
+        """What a checkpoint holds besides the optimizer's state."""
+        return {"objective": self.objective} | ({"averaged": self.averaged} if self.averaged else {})
 
 
-class _Meter:
-    """Writes `metrics.jsonl` and one progress line: means over the last `LOG_EVERY` updates."""
+def _start(config: TrainConfig) -> VAE:
+    """The model that training starts from.
 
-    def __init__(self, out: Path, config: TrainConfig, batch_size: int, update: int):
-        self.config, self.batch_size, self.update = config, batch_size, update
-        self.sums, self.count, self.since = [0.0, 0.0], 0, time.monotonic()
-        path = out / "metrics.jsonl"
-        _keep_lines_until(path, update)
-        self.file = path.open("a")
-        self.bar = tqdm(
-            total=config.updates,
-            initial=update,
-            disable=None,  # no bar where the output is not a terminal
-            bar_format="{n_fmt}/{total_fmt} updates |{bar:20}| {desc}{remaining} left",
-        )
-
-    def add(self, update: int, log_likelihood: float, kl: float, seconds: float) -> None:
-        self.update = update
-        self.sums = [self.sums[0] + log_likelihood, self.sums[1] + kl]
-        self.count += 1
-        self.bar.update()
-        if update % LOG_EVERY == 0 or update == self.config.updates:
-            self._write(seconds)
-
-    def _write(self, seconds: float) -> None:
-        log_likelihood, kl = (total / self.count for total in self.sums)
-        weight = self.config.kl_weight_at(self.update - 1)
-        record = {
-            "update": self.update,
-            "loss": round(weight * kl - log_likelihood, 4),
-            "nats": round(log_likelihood - kl, 4),
-            "log_likelihood": round(log_likelihood, 4),
-            "kl": round(kl, 4),
-            "learning_rate": self.config.learning_rate_at(self.update - 1),
-            "images_per_second": round(self.count * self.batch_size / (time.monotonic() - self.since), 1),
-            "seconds": round(seconds, 1),
-        }
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
-        line = f"loss {record['loss']:.2f}  ELBO {record['nats']:.2f} nats  {record['images_per_second']:.0f} images/s"
-        self.bar.set_description_str(line + "  ")
-        if self.bar.disable and self.update % (10 * LOG_EVERY) == 0:
-            left = (self.config.updates - self.update) * (time.monotonic() - self.since) / self.count
-            print(f"{self.update}/{self.config.updates}  {line}  {left:.0f} s left", file=sys.stderr)
-        self.sums, self.count, self.since = [0.0, 0.0], 0, time.monotonic()
-
-    def close(self) -> None:
-        self.bar.close()
-        self.file.close()
+    Raises:
+        ValueError: if `init_from` names no weights, or those of another model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = build(config.model)
+    if config.init_from is not None:
+        theirs = ModelConfig(**pretrained.read_config(pretrained.find(config.init_from))["model"])
+        if theirs != config.model:
+            raise ValueError(f"the weights {config.init_from} are of another model: {theirs}, not {config.model}")
+        model.load_state_dict(pretrained.load(config.init_from).state_dict())
+    return model
 
 
-def _keep_lines_until(path: Path, update: int) -> None:
-    """Drop the lines of updates that a killed run made after its last checkpoint; a resumed run makes them again."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
-    if len(kept) < len(lines):
-        files.write_text(path, "".join(kept))
-
-
-def _check_folder(config: TrainConfig, out: Path, resume: bool, overwrite: bool) -> None:
+def _check(config: TrainConfig, out: Path, resume: bool, overwrite: bool, checkpoint_minutes: float) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give the name of a folder")
+    if not 0 < checkpoint_minutes < math.inf:
+        raise ValueError(f"checkpoint_minutes is a positive number, not {checkpoint_minutes}")
     if resume:
-        _require_same_config(config, saved_config(out))
+        differences = config.differences(saved_config(out))
+        if differences:
+            raise ValueError(f"the run to resume has another configuration: {'; '.join(differences)}")
     elif out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ValueError(f"--out {out} already has files: add --resume to go on, or --overwrite to start anew")
 
@@ -310,6 +319,8 @@ def _clear_folder(out: Path) -> None:
     """Make the folder, without the files of an earlier run."""
     for name in (checkpoints.NAME, "metrics.jsonl", "model.safetensors", "config.json", "samples.png"):
         (out / name).unlink(missing_ok=True)
+    for events in out.glob("tensorboard/events.*"):
+        events.unlink()
     out.mkdir(parents=True, exist_ok=True)
 
 
@@ -326,25 +337,6 @@ def saved_config(out: Path) -> TrainConfig:
         return TrainConfig(model=ModelConfig(**saved["model"]), **saved["training"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{out / 'config.json'} is not that of a run: {error!r}") from None
-
-
-def _require_same_config(ours: TrainConfig, theirs: TrainConfig) -> None:
-    differences = [
-        f"{field.name} is {getattr(theirs, field.name)!r} there, {getattr(ours, field.name)!r} now"
-        for field in fields(TrainConfig)
-        if getattr(theirs, field.name) != getattr(ours, field.name)
-    ]
-    if differences:
-        raise ValueError(f"the run to resume has another configuration: {'; '.join(differences)}")
-
-
-def _seed(*parts: int | str) -> int:
-    """A seed for one purpose. Hashed, because generators use the low 32 bits of a seed only."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
-
-
-def _training_dict(config: TrainConfig) -> dict:
-    return {key: value for key, value in asdict(config).items() if key != "model"}
 
 
 @contextmanager

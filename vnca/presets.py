@@ -1,0 +1,175 @@
+"""What a training run is: its configuration, and the configurations with a name."""
+
+import math
+from dataclasses import asdict, dataclass, fields, replace
+
+from vnca.vae import ModelConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All that determines a run. It ends after `updates` updates or after `minutes` of training, whichever is given.
+
+    Attributes:
+        model: the model to build.
+        data: a data set of `vnca.data`.
+        split: the part of it to train on.
+        updates: steps of the optimizer, or None.
+        batch_size: images an update, over all processes together.
+        learning_rate: Adam's, at its peak.
+        minutes: length of the run in minutes of training, or None. The schedule fits itself to it, so such a run ends
+            with a learning rate of zero too; but how far it gets depends on the machine, so it is not reproducible.
+        warmup: updates over which the learning rate rises from zero.
+        schedule: what the learning rate does then: `"cosine"` falls to zero along a cosine, `"constant"` stays.
+        kl_warmup: updates over which the weight of the KL term rises from zero to one.
+        clip: the largest norm of the gradient; a longer one is scaled down to it.
+        ema: decay of the exponential moving average of the weights, which is what is kept and evaluated; 0 for none.
+        init_from: weights to start from, a name or a folder as `vnca.load` takes it, instead of random ones.
+        seed: of the initial weights and of every random choice.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    model: ModelConfig
+    data: str
+    split: str
+    updates: int | None
+    batch_size: int
+    learning_rate: float
+    minutes: float | None = None
+    warmup: int = 100
+    schedule: str = "cosine"
+    kl_warmup: int = 500
+    clip: float = 10.0
+    ema: float = 0.999
+    init_from: str | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        if (self.updates is None) == (self.minutes is None):
+            raise ValueError(f"a run has updates or minutes, one of the two, not {self.updates} and {self.minutes}")
+        for name, least in (("updates", 1), ("batch_size", 1), ("warmup", 0), ("kl_warmup", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is at least {least}, not {value}")
+        for name in ("learning_rate", "clip", "minutes"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is a positive number, not {value}")
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"the schedule is 'cosine' or 'constant', not {self.schedule!r}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema lies in [0, 1), but is {self.ema}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is a whole number from 0 to {2**32 - 1}, not {self.seed}")
+
+    def fraction_at(self, update: int, seconds: float) -> float:
+        """How much of the run is done after `update` updates and `seconds` seconds of training: 0 to 1."""
+        return min(1.0, update / self.updates if self.updates is not None else seconds / (60 * self.minutes))
+
+    def learning_rate_at(self, update: int, fraction: float) -> float:
+        """The learning rate of update `update` (from 0), when `fraction` of the run is done."""
+        rising = min(1.0, (update + 1) / max(1, self.warmup))
+        falling = 0.5 * (1 + math.cos(math.pi * fraction)) if self.schedule == "cosine" else 1.0
+        return self.learning_rate * rising * falling
+
+    def kl_weight_at(self, update: int) -> float:
+        """The weight of the KL term in update `update` (from 0)."""
+        return min(1.0, (update + 1) / max(1, self.kl_warmup))
+
+    def to_dict(self) -> dict:
+        """Everything but the model, as JSON values."""
+        return {key: value for key, value in asdict(self).items() if key != "model"}
+
+    def differences(self, other: "TrainConfig") -> list[str]:
+        """In words, where another configuration differs from this one."""
+        return [
+            f"{field.name} is {getattr(other, field.name)!r} there, {getattr(self, field.name)!r} now"
+            for field in fields(self)
+            if getattr(other, field.name) != getattr(self, field.name)
+        ]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A configuration with a name.
+
+    Attributes:
+        config: the configuration.
+        purpose: what it is for, in one line.
+        minutes: how long it took.
+        nats: the importance-weighted bound it reached on the test set.
+        hardware: where. None, as the two figures are, for a run that has not been made yet.
+    """
+
+    config: TrainConfig
+    purpose: str
+    minutes: float | None = None
+    nats: float | None = None
+    hardware: str | None = None
+
+    def expected(self) -> str:
+        """What to expect, in words."""
+        if self.minutes is None:
+            return "not trained yet"
+        bound = f", {self.nats:.1f} nats".replace("-", "−") if self.nats is not None else ""
+        return f"{self.minutes:.0f} minutes on {self.hardware}{bound}"
+
+
+SMALL = ModelConfig("doubling", 64, 8, {"hidden": 64, "steps": 4})
+PAPER = TrainConfig(
+    model=ModelConfig(),
+    data="binarized-mnist",
+    split="train+valid",
+    updates=100_000,
+    batch_size=32,
+    learning_rate=1e-4,
+    warmup=0,
+    schedule="constant",
+    kl_warmup=0,
+    ema=0.0,
+)
+REGROW = replace(
+    PAPER,
+    model=ModelConfig("regrowing", 128),
+    batch_size=128,
+    clip=1.0,
+)
+
+PRESETS = {
+    "quick": Preset(
+        TrainConfig(
+            model=ModelConfig("doubling", 32, 8, {"hidden": 32, "steps": 2}),
+            data="digits",
+            split="train",
+            updates=1200,
+            batch_size=32,
+            learning_rate=2e-3,
+            kl_warmup=200,
+            ema=0.99,
+        ),
+        "a small VNCA on the built-in digits, to see everything work",
+    ),
+    "small": Preset(
+        TrainConfig(SMALL, "binarized-mnist", "train+valid", 12_000, 64, 1.5e-3),
+        "the VNCA of the live pages: small enough for two CPU cores",
+    ),
+    "conv": Preset(
+        TrainConfig(
+            replace(SMALL, decoder="conv", decoder_options={"width": 8}),
+            "binarized-mnist",
+            "train+valid",
+            20_000,
+            64,
+            1.5e-3,
+        ),
+        "the baseline: the encoder and latent of `small`, a convolutional decoder",
+    ),
+    "paper": Preset(PAPER, "the doubling VNCA exactly as Palm et al. 2022 trained it"),
+    "best": Preset(
+        replace(PAPER, updates=25_000, batch_size=128, learning_rate=5e-4, warmup=500, schedule="cosine", ema=0.999),
+        "the paper's model with the best recipe so far",
+    ),
+    "regrow": Preset(REGROW, "the regrowing (non-doubling) VNCA as Palm et al. 2022 trained it"),
+}

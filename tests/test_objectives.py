@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load, save
 
 from vnca.decoders import ConvDecoder, DoublingDecoder, RegrowingDecoder
-from vnca.objectives import HOLE_SIZE, Elbo, PersistentElbo, objective
+from vnca.objectives import HOLE_SIZE, LARGEST, Elbo, PersistentElbo, objective
 from vnca.vae import VAE, Encoder, elbo_terms
 
 CHANNELS = 3
@@ -46,7 +46,7 @@ def trained(persistent: PersistentElbo, updates: range) -> list[torch.Tensor]:
         drawn = persistent.draw(images(8, seed=update), *generators(update))
         terms = persistent(**drawn)
         optimizer.zero_grad()
-        (terms.kl - terms.log_likelihood).mean().backward()
+        (terms.kl - terms.log_likelihood + terms.penalty).mean().backward()
         optimizer.step()
         persistent.keep(drawn, terms.outcome)
         curve.append(terms.log_likelihood.mean().detach())
@@ -232,3 +232,17 @@ def test_what_does_not_fit_is_refused():
         PersistentElbo(VAE(Encoder(4, width=2), ConvDecoder(4, width=2)))
     with pytest.raises(ValueError, match="a pool of 4 states cannot give 6"):
         PersistentElbo(model(), pool_size=4).draw(images(6), *generators())
+
+
+def test_what_exceeds_the_largest_value_of_a_channel_is_penalized_and_pulled_back():
+    persistent = full(PersistentElbo(model(), pool_size=8))
+    drawn = persistent.draw(images(8), *generators())
+    drawn["start"][:] = LARGEST
+    drawn["start"][:, 1] = -(LARGEST + 6.0)  # one of three channels is 6 too large
+    drawn["steps"] = 0
+    terms = persistent(**drawn)
+    assert terms.penalty[drawn["resumed"]].tolist() == pytest.approx([2.0] * 4)
+    assert not terms.penalty[terms.fresh].any()
+    drawn["steps"] = 1
+    persistent(**drawn).penalty.sum().backward()
+    assert all(p.grad.any() for p in persistent.model.decoder.parameters())

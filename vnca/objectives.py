@@ -18,6 +18,7 @@ from vnca.vae import VAE, bernoulli_log_likelihood, gaussian_kl, standard_normal
 
 HOLE_SIZE = IMAGE_SIZE // 2  # cells along each side of a damage in training
 POOL_SIZE = 1024
+LARGEST = 50.0  # what a channel of a cell may grow to without a penalty
 
 
 class Terms(NamedTuple):
@@ -25,13 +26,15 @@ class Terms(NamedTuple):
 
     Attributes:
         log_likelihood: log p(x | z), `(B,)` nats.
-        kl: the KL divergence from the prior, `(B,)` nats. The loss is the mean of `kl - log_likelihood`.
+        kl: the KL divergence from the prior, `(B,)` nats.
+        penalty: what else has to stay small, `(B,)`. The loss is the mean of `kl - log_likelihood + penalty`.
         fresh: which samples were grown from a seed, `(B,)` bool. Only for them are the two terms those of the ELBO.
         outcome: what `keep` takes, or None.
     """
 
     log_likelihood: Tensor
     kl: Tensor
+    penalty: Tensor
     fresh: Tensor
     outcome: Tensor | None
 
@@ -61,7 +64,8 @@ class Elbo(nn.Module):
         """The terms for images `(B, 1, 28, 28)` and noise `(B, D)`."""
         z, kl = _sample_posterior(self.model, x, noise)
         log_likelihood = bernoulli_log_likelihood(self.model.decode(z), x)  # (B,)
-        return Terms(log_likelihood, kl, fresh=torch.ones_like(kl, dtype=torch.bool), outcome=None)
+        fresh = torch.ones_like(kl, dtype=torch.bool)
+        return Terms(log_likelihood, kl, penalty=torch.zeros_like(kl), fresh=fresh, outcome=None)
 
     def keep(self, drawn: dict[str, Tensor | int], outcome: None) -> None:
         """Nothing outlives an update."""
@@ -75,6 +79,11 @@ class PersistentElbo(nn.Module):
     of 14 × 14 cells. All take the same random number of steps. Afterwards resumed states return to their places and
     the fresh ones replace others, drawn at random. While the pool fills up, a place may be drawn that is still empty:
     the sample is then fresh.
+
+    No pixel shows the hidden channels, so nothing keeps them from growing from one resumption to the next; without a
+    penalty they reached millions within 500 updates. The penalty is the mean, over cells and channels, of what
+    exceeds 50 in absolute value, like the overflow loss of Niklasson et al., "Self-Organising Textures", Distill 2021.
+    The released code of the VNCA paper has none.
 
     A resumed state was made by an encoder of the past, so its likelihood says nothing about today's encoder, and its
     KL term is zero. The released code of the paper counts the KL term of these images too, which makes it weigh twice
@@ -144,6 +153,7 @@ class PersistentElbo(nn.Module):
         return Terms(
             log_likelihood=bernoulli_log_likelihood(crop(state[:, :1]), x),
             kl=kl.masked_fill(resumed, 0),
+            penalty=(state.abs() - LARGEST).relu().mean(dim=(1, 2, 3)),
             fresh=~resumed,
             outcome=state.detach().to(self.pool.states.dtype),
         )

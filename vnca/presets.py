@@ -172,4 +172,16 @@ PRESETS = {
         "the paper's model with the best recipe so far",
     ),
     "regrow": Preset(REGROW, "the regrowing (non-doubling) VNCA as Palm et al. 2022 trained it"),
+    "regrow-small": Preset(
+        TrainConfig(
+            ModelConfig("regrowing", 48, 8, {"hidden": 48, "min_steps": 16, "max_steps": 24}),
+            "binarized-mnist",
+            "train+valid",
+            updates=12_000,
+            batch_size=32,
+            learning_rate=3e-3,
+            clip=1.0,
+        ),
+        "the regrowing VNCA of the live pages",
+    ),
 }

@@ -175,7 +175,7 @@ class _Run:
         x = torch.bernoulli(self.batch(), generator=self.noise)  # (B, 1, 28, 28)
         drawn = self.objective.draw(x, self.noise, self.host)
         terms = self.parallel(**self.share(drawn))
-        loss = config.kl_weight_at(self.update) * terms.kl - terms.log_likelihood  # (b,)
+        loss = config.kl_weight_at(self.update) * terms.kl - terms.log_likelihood + terms.penalty  # (b,)
         self.optimizer.zero_grad()
         accelerator.backward(loss.mean())
         norm = accelerator.clip_grad_norm_(self.objective.parameters(), config.clip)

@@ -1,37 +1,118 @@
-"""Evaluation: means and errors over images, a limit drawn at random, reproducible noise."""
+"""Evaluation: means and errors over images, noise that depends on its place alone, and evaluations that are cut."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import vnca
-from vnca import evaluation
+from vnca import evaluation, files, pretrained
+from vnca.__main__ import main
+from vnca.seeds import seed_of
 from vnca.vae import ModelConfig, build
+
+CONFIG = ModelConfig("doubling", 4, 1, {"hidden": 1, "steps": 0})  # next to no work
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return build(ModelConfig("conv", 4, 2, {"width": 2}))
+    return build(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def weights(model, tmp_path_factory):
+    """The folder of a run on the built-in digits."""
+    folder = tmp_path_factory.mktemp("run")
+    run = {"updates": 1, "images_seen": 8, "minutes": 0.1, "hardware": "a CPU", "commit": None}
+    pretrained.save(model, CONFIG, folder, training={"data": "digits"}, run=run)
+    return str(folder)
+
+
+def binary(count):
+    return torch.rand(count, 1, 28, 28, generator=torch.Generator().manual_seed(0)).round()
+
+
+def generator(*parts):
+    return torch.Generator().manual_seed(seed_of(*parts))
+
+
+def figures(result):
+    """A result without what depends on the clock."""
+    result = json.loads(json.dumps(result))
+    return {key: value for key, value in result.items() if key != "date"} | {
+        "evaluation": {key: value for key, value in result["evaluation"].items() if key != "minutes"}
+    }
 
 
 def test_bounds_are_means_with_standard_errors_over_images(model):
-    images = torch.rand(7, 1, 28, 28, generator=torch.Generator().manual_seed(0)).round()
-    result = evaluation.bounds(model, images, num_samples=3, seed=5)
-    generator = torch.Generator().manual_seed(5)
+    images = binary(20)
+    result = evaluation.bounds(model, images, num_samples=50, seed=5)
     with torch.no_grad():
-        elbo = vnca.elbo(model, images, generator)
-        iwae = vnca.iwae(model, images, 3, generator=generator)
+        elbos = [
+            vnca.elbo(model, part, generator(5, "elbo", first, 0))
+            for first, part in ((0, images[:16]), (16, images[16:]))
+        ]
+        iwaes = [vnca.iwae(model, x[None], 50, generator=generator(5, "iwae", i, 0)) for i, x in enumerate(images)]
+    elbo, iwae = torch.cat(elbos), torch.cat(iwaes)
     assert result.elbo == pytest.approx(elbo.mean().item(), rel=1e-6)
+    assert result.elbo_standard_error == pytest.approx((elbo.std() / 20**0.5).item(), rel=1e-4)
     assert result.nats == pytest.approx(iwae.mean().item(), rel=1e-6)
-    assert result.standard_error == pytest.approx((iwae.std() / 7**0.5).item(), rel=1e-4)
-    assert (result.images, result.num_samples) == (7, 3)
+    assert result.standard_error == pytest.approx((iwae.std() / 20**0.5).item(), rel=1e-4)
+    assert (result.images, result.num_samples) == (20, 50)
 
 
-def test_progress_counts_all_images(model, monkeypatch):
-    monkeypatch.setattr(evaluation, "BATCH", 4)
+@pytest.mark.parametrize("num_samples", [1, 3, 64, 65, 200])
+def test_the_bound_of_an_image_is_put_together_from_all_its_samples(num_samples, model):
+    """The mean of all weights p(x, z) / q(z | x), written out, with the noise of every unit."""
+    images = binary(5)
+    ours = evaluation.bounds(model, images, num_samples, seed=1).nats
+    expected = []
+    together = max(1, 64 // num_samples)
+    with torch.no_grad():
+        for first in range(0, 5, together):
+            x, weights = images[first : first + together], []
+            q = model.encode(x)
+            for block in range(math.ceil(num_samples / 64)):
+                noise = generator(1, "iwae", first, block)
+                for _ in range(min(64, num_samples - 64 * block)):
+                    z = q.mean + q.stddev * torch.randn(q.mean.shape, generator=noise)
+                    prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1)
+                    pixels = torch.distributions.Bernoulli(logits=model.decode(z)).log_prob(x).flatten(1).sum(1)
+                    weights.append((prior + pixels - q.log_prob(z).sum(1)).double())
+            assert len(weights) == num_samples
+            expected.append(torch.stack(weights).exp().mean(0).log())
+    assert ours == pytest.approx(torch.cat(expected).mean().item(), rel=1e-6)
+
+
+def test_figures_of_an_image_do_not_depend_on_the_number_of_images(model):
+    images = binary(20)
+    nats = [evaluation.bounds(model, images[:count], 64).nats for count in (10, 20)]
+    rest = [vnca.iwae(model, images[i : i + 1], 64, generator=generator(0, "iwae", i, 0)).item() for i in range(10, 20)]
+    assert nats[1] == pytest.approx((10 * nats[0] + sum(rest)) / 20, rel=1e-6)
+
+
+def test_few_latents_are_decoded_at_once_whatever_the_number_of_samples(model, monkeypatch):
+    sizes = []
+    decode = model.decode
+    monkeypatch.setattr(model, "decode", lambda z: sizes.append(len(z)) or decode(z))
+    evaluation.bounds(model, binary(40), 300)
+    assert max(sizes) <= 16 and sum(sizes) == 40 * 301
+
+
+def test_progress_counts_all_samples(model):
     calls = []
-    evaluation.bounds(model, torch.zeros(10, 1, 28, 28), 1, progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(4, 10), (8, 10), (10, 10)]
+    evaluation.bounds(model, binary(18), 70, progress=lambda *call: calls.append(call))
+    assert calls[:4] == [(0, 18 * 71), (16, 18 * 71), (18, 18 * 71), (18 + 64, 18 * 71)]
+    assert calls[-1] == (18 * 71, 18 * 71) and calls == sorted(set(calls))
 
 
 def test_a_limit_draws_at_random_and_reproducibly():
@@ -42,10 +123,171 @@ def test_a_limit_draws_at_random_and_reproducibly():
     assert evaluation.choose(images, None) is images and evaluation.choose(images, 2000) is images
 
 
-def test_bad_input_is_named(model):
+def test_bad_input_is_named(model, weights):
     with pytest.raises(ValueError, match="at least 2 images, not 1"):
         evaluation.bounds(model, torch.zeros(1, 1, 28, 28))
     with pytest.raises(ValueError, match="at least 1 image, not 0"):
         evaluation.choose(torch.zeros(5, 1, 28, 28), 0)
     with pytest.raises(ValueError, match="go from 2 to 2"):
         evaluation.bounds(model, torch.full((2, 1, 28, 28), 2.0))
+    with pytest.raises(ValueError, match="num_samples is at least 1, not 0"):
+        evaluation.bounds(model, torch.zeros(2, 1, 28, 28), 0)
+    with pytest.raises(ValueError, match="seed is a whole number from 0 to 4294967295, not -1"):
+        evaluation.evaluate(weights, seed=-1)
+
+
+def test_bfloat16_is_used_when_asked_for_and_recorded(weights, monkeypatch):
+    monkeypatch.setattr(evaluation.hardware, "has_bfloat16", lambda device: True)
+    exact = evaluation.evaluate(weights, 4, 10)
+    rough = evaluation.evaluate(weights, 4, 10, bfloat16=True)
+    assert exact["evaluation"]["precision"] == "float32"
+    assert rough["evaluation"]["precision"] == "bfloat16 autocast"
+    assert rough["nats"] != exact["nats"] and rough["nats"] == pytest.approx(exact["nats"], rel=1e-2)
+    monkeypatch.setattr(evaluation.hardware, "has_bfloat16", lambda device: False)
+    with pytest.raises(ValueError, match="does not multiply in bfloat16"):
+        evaluation.evaluate(weights, 4, 10, bfloat16=True)
+
+
+def cut_after(monkeypatch, units):
+    """Let the next evaluation end as if Ctrl-C came during its unit number `units`, counted from 0."""
+    bound, calls = evaluation._bound, []
+
+    def interrupted(*arguments):
+        if len(calls) == units:
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        return bound(*arguments)
+
+    monkeypatch.setattr(evaluation, "_bound", interrupted)
+
+
+@pytest.mark.parametrize("units", [0, 1, 2, 7])
+def test_an_evaluation_that_was_cut_goes_on_to_the_same_figures(units, weights, tmp_path, monkeypatch):
+    whole = evaluation.evaluate(weights, 100, 20)
+    out = tmp_path / "result.json"
+    with monkeypatch.context() as patch:
+        cut_after(patch, units)
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.evaluate(weights, 100, 20, out=out)
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json.part.safetensors"]
+    calls = []
+    rest = evaluation.evaluate(weights, 100, 20, out=out, progress=lambda *call: calls.append(call))
+    assert len(calls) == 2 + 40 - units + 1, "the units that were done are not done again"
+    assert figures(rest) == figures(whole) == figures(json.loads(out.read_text()))
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_what_is_kept_is_written_between_units(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "SAVE_SECONDS", 0.0)
+    kept = []
+
+    def progress(done, total):
+        if done < total:
+            kept.append(values_in(tmp_path / "result.json.part.safetensors"))
+
+    evaluation.evaluate(weights, 100, 20, out=tmp_path / "result.json", progress=progress)
+    assert kept == [0, 16, *range(20, 60)]
+
+
+def values_in(kept):
+    """How many values a file keeps, 0 where there is none."""
+    if not kept.exists():
+        return 0
+    with safe_open(kept, framework="pt") as file:
+        return len(file.get_tensor("values"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_samples": 101}, "num_samples is 100 there, 101 now"),
+        ({"limit": 21}, "images is 20 there, 21 now"),
+        ({"seed": 1}, "seed is 0 there, 1 now"),
+        ({"bfloat16": True}, "precision is 'float32' there, 'bfloat16 autocast' now"),
+    ],
+)
+def test_what_is_kept_of_another_evaluation_is_refused(change, message, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation.hardware, "has_bfloat16", lambda device: True)
+    out, same = tmp_path / "result.json", {"num_samples": 100, "limit": 20}
+    with monkeypatch.context() as patch:
+        cut_after(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.evaluate(weights, **same, out=out)
+    before = (tmp_path / "result.json.part.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=message) as error:
+        evaluation.evaluate(weights, **same | change, out=out)
+    assert "--overwrite" in str(error.value)
+    assert (tmp_path / "result.json.part.safetensors").read_bytes() == before
+    anew = evaluation.evaluate(weights, **same | change, out=out, overwrite=True)
+    assert figures(anew) == figures(evaluation.evaluate(weights, **same | change))
+
+
+def test_what_is_kept_of_other_weights_is_refused(weights, model, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    changed = build(CONFIG)
+    config = pretrained.read_config(pretrained.find(weights))
+    pretrained.save(changed, CONFIG, other, training=config["training"], run=config["run"])
+    out = tmp_path / "result.json"
+    with monkeypatch.context() as patch:
+        cut_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.evaluate(weights, 100, 20, out=out)
+    with pytest.raises(ValueError, match="another evaluation: weights is '[0-9a-f]{16}' there, '[0-9a-f]{16}' now"):
+        evaluation.evaluate(str(other), 100, 20, out=out)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", None])
+def test_a_damaged_file_is_named(content, weights, tmp_path):
+    kept = tmp_path / "result.json.part.safetensors"
+    if content is None:
+        files.write_tensors(kept, {"other": torch.zeros(2)}, {"evaluation": "{}"})
+    else:
+        kept.write_bytes(content)
+    with pytest.raises(ValueError, match=r"part.safetensors cannot be read .* --overwrite"):
+        evaluation.evaluate(weights, 2, 5, out=tmp_path / "result.json")
+
+
+def test_a_folder_that_cannot_be_written_is_known_at_once(weights, tmp_path):
+    def too_late(done, total):
+        raise AssertionError("the work began")
+
+    with pytest.raises(OSError):
+        evaluation.evaluate(weights, 2, 5, out=tmp_path / "missing" / "result.json", progress=too_late)
+
+
+def test_ctrl_c_says_how_to_go_on(weights, tmp_path, monkeypatch, capsys):
+    for more, advice in ((["--out", str(tmp_path / "r.json")], "the same call goes on from here"), ([], "with --out")):
+        with monkeypatch.context() as patch:
+            cut_after(patch, 2)
+            assert main(["evaluate", "--weights", weights, "--limit", "9", *more]) == 1
+        assert advice in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_real_evaluation_killed_at_random_moments_goes_on_to_the_same_figures(weights, tmp_path):
+    arguments = ["evaluate", "--weights", weights, "--num-samples", "400", "--limit", "60", "--out"]
+    # Written after each unit, so that many kills hit the writing.
+    script = "import sys; from vnca import evaluation; from vnca.__main__ import main; evaluation.SAVE_SECONDS = 0.0; "
+    command = [sys.executable, "-c", script + "sys.exit(main(sys.argv[1:]))", *arguments]
+    out = tmp_path / "killed" / "result.json"
+    out.parent.mkdir()
+    kept = out.with_name("result.json.part.safetensors")
+    chance, sizes = random.Random(0), [0]
+    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL, None):
+        process = subprocess.Popen([*command, str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if number is not None:
+            deadline, enough = time.monotonic() + 120, sizes[-1] + chance.randint(1, 40)
+            while values_in(kept) < enough:
+                assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+                time.sleep(0.005)
+            time.sleep(chance.uniform(0, 0.02))
+            process.send_signal(number)
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == {None: 0, signal.SIGINT: 1, signal.SIGKILL: -signal.SIGKILL}[number], error
+        assert "Traceback" not in error
+        if number is not None:
+            sizes.append(values_in(kept))
+    assert all(a < b for a, b in zip(sizes, sizes[1:], strict=False)), "each part went on from the one before"
+    whole = evaluation.evaluate(weights, 400, 60)
+    assert figures(json.loads(out.read_text())) == figures(whole)
+    assert [path.name for path in out.parent.iterdir()] == ["result.json"], "nothing is left beside the result"

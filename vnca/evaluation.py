@@ -1,17 +1,34 @@
-"""How good a model is: ELBO and importance-weighted bound on held-out images, in nats per image."""
+"""How good a model is: ELBO and importance-weighted bound on held-out images, in nats per image.
+
+An evaluation is a sequence of units: a bound of one or a few images from at most `UNIT` samples of the latent. The
+noise of a unit depends on the seed and on the unit's place alone, and the importance-weighted bound of an image is put
+together from those of its units. So memory does not grow with the number of samples, and an evaluation that was cut at
+any moment goes on to exactly the same figures.
+"""
 
 import datetime
+import hashlib
+import json
+import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vnca import data, hardware, pretrained
+from vnca import data, files, hardware, pretrained
+from vnca.seeds import seed_of
 from vnca.vae import VAE, ModelConfig, elbo, iwae, require_pixels
 
-BATCH = 64  # images whose bound is computed at once
+UNIT = 64  # samples of a unit: seconds of the paper's model on two CPU cores, and enough to fill a GPU
+ELBO_IMAGES = 16  # images of a unit of the ELBO, which takes one sample of each
+CPU_CHUNK = 16  # latents decoded at once on a CPU: as fast as 64, in less memory
+SAVE_SECONDS = 10.0  # between two writes of what is kept, and so what a kill costs, up to one unit more
 
 
 @dataclass(frozen=True)
@@ -37,44 +54,157 @@ class Bounds:
     minutes: float
 
 
+class _Unit(NamedTuple):
+    """Images `first` to `last` (without it), with `samples` samples each; `block` counts the units of one image."""
+
+    bound: str  # "elbo" or "iwae"
+    first: int
+    last: int
+    samples: int
+    block: int
+
+
+def _units(images: int, num_samples: int) -> Iterator[_Unit]:
+    """All units of an evaluation: first the ELBO of every image, then the bounds, image after image."""
+    for first in range(0, images, ELBO_IMAGES):
+        yield _Unit("elbo", first, min(first + ELBO_IMAGES, images), 1, 0)
+    together = max(1, UNIT // num_samples)  # images, where one alone has few samples
+    for first in range(0, images, together):
+        for block, done in enumerate(range(0, num_samples, UNIT)):
+            yield _Unit("iwae", first, min(first + together, images), min(UNIT, num_samples - done), block)
+
+
+def _combine(values: list[float], images: int, num_samples: int) -> tuple[Tensor, Tensor]:
+    """ELBO and importance-weighted bound of each image, `(N,)` each, from the values of all units in order."""
+    elbos, blocks = torch.tensor(values, dtype=torch.float64).tensor_split([images])
+    blocks = blocks.view(images, -1)  # (N, number of blocks)
+    sizes = torch.full(blocks.shape[1:], UNIT, dtype=torch.float64)
+    sizes[-1] = num_samples - UNIT * (len(sizes) - 1)
+    # Each block is the log of a mean over its samples; their mean by size is the mean over all samples.
+    return elbos, (blocks + sizes.log()).logsumexp(dim=1) - math.log(num_samples)
+
+
+class Kept:
+    """What an evaluation has so far, in a file that a later call goes on from.
+
+    Args:
+        path: the file; it is written beside and renamed.
+        identity: what determines the figures, as JSON values by name.
+    """
+
+    def __init__(self, path: str | os.PathLike, identity: dict):
+        self.path, self.identity = Path(path), identity
+
+    def load(self) -> tuple[list[float], float]:
+        """The values of the units done and the seconds spent; nothing and 0 where there is no file.
+
+        Raises:
+            ValueError: if the file is of another evaluation, with the differences, or cannot be read.
+        """
+        if not self.path.exists():
+            return [], 0.0
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                values = file.get_tensor("values").tolist()
+                saved = json.loads(file.metadata()["evaluation"])
+                theirs, seconds = dict(saved["identity"]), float(saved["seconds"])
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} cannot be read ({error}); start anew with --overwrite") from None
+        differences = [
+            f"{key} is {theirs.get(key)!r} there, {self.identity.get(key)!r} now"
+            for key in {**theirs, **self.identity}
+            if theirs.get(key) != self.identity.get(key)
+        ]
+        if differences:
+            raise ValueError(
+                f"{self.path} is of another evaluation: {'; '.join(differences)}. Repeat that one to go on with it, "
+                "or add --overwrite to start anew"
+            )
+        return values, seconds
+
+    def save(self, values: list[float], seconds: float) -> None:
+        """Write the values of the units done; raises `OSError` if the folder cannot be written."""
+        saved = {"identity": self.identity, "seconds": seconds}
+        tensors = {"values": torch.tensor(values, dtype=torch.float64)}
+        files.write_tensors(self.path, tensors, {"evaluation": json.dumps(saved)})
+
+    def remove(self) -> None:
+        """Remove the file, and what a kill may have left of one."""
+        for path in self.path.parent.iterdir():
+            if path == self.path or (path.name.startswith(f"{self.path.name}.") and path.suffix == ".part"):
+                path.unlink(missing_ok=True)
+
+
 @torch.no_grad()
 def bounds(
     model: VAE,
     images: Tensor,
     num_samples: int = 128,
     seed: int = 0,
+    *,
+    bfloat16: bool = False,
+    kept: Kept | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Bounds:
-    """ELBO and importance-weighted bound of a model, in float32.
+    """ELBO and importance-weighted bound of a model, in float32 unless `bfloat16` is asked for.
 
     Args:
         model: a `VAE`; it is evaluated where its weights are.
         images: `(N, 1, 28, 28)` in [0, 1], at least two; grey images should be binarized first.
         num_samples: importance samples an image.
-        seed: of all noise.
-        progress: called with the number of images done and of all images.
+        seed: of all noise. It is drawn on the CPU, so that a GPU gets the same.
+        bfloat16: multiply in bfloat16.
+        kept: where to keep what is done, and to go on from.
+        progress: called at the start and after each unit with the number of samples done and of all samples.
 
     Raises:
-        ValueError: if there are fewer than two images, or they have another shape or pixels outside [0, 1].
+        ValueError: if there are fewer than two images, they have another shape or pixels outside [0, 1],
+            `num_samples` is below 1, or `kept` does not fit.
     """
     if len(images) < 2:
         raise ValueError(f"a mean with a standard error needs at least 2 images, not {len(images)}")
+    if num_samples < 1:
+        raise ValueError(f"num_samples is at least 1, not {num_samples}")
     require_pixels(images)
     model.eval().to(memory_format=torch.channels_last)  # the same numbers, in less time
     device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    started = time.monotonic()
-    elbos, iwaes = [], []
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 is float32 on a GPU, too
-        for batch in images.split(BATCH):
-            x = batch.to(device)  # (B, 1, 28, 28)
-            elbos.append(elbo(model, x, generator).cpu())
-            iwaes.append(iwae(model, x, num_samples, generator=generator).cpu())
-            if progress is not None:
-                progress(sum(map(len, iwaes)), len(images))
-    (elbo_mean, elbo_error), (iwae_mean, iwae_error) = (_mean_and_error(torch.cat(v)) for v in (elbos, iwaes))
-    minutes = (time.monotonic() - started) / 60
+    values, spent = kept.load() if kept is not None else ([], 0.0)
+    started = saved = time.monotonic()
+    if kept is not None:
+        kept.save(values, spent)  # a folder that cannot be written is better known now than after hours
+    total, counted, done = len(images) * (1 + num_samples), 0, 0  # samples, values, samples
+    arithmetic = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
+    try:
+        # float32 is float32 on a GPU, too
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), arithmetic:
+            for unit in _units(len(images), num_samples):
+                counted += unit.last - unit.first
+                if counted > len(values):
+                    if progress is not None:
+                        progress(done, total)
+                    values.extend(_bound(model, images[unit.first : unit.last].to(device), unit, seed))
+                    if kept is not None and time.monotonic() - saved > SAVE_SECONDS:
+                        kept.save(values, spent + time.monotonic() - started)
+                        saved = time.monotonic()
+                done += (unit.last - unit.first) * unit.samples
+    finally:
+        if kept is not None:
+            kept.save(values, spent + time.monotonic() - started)
+    if progress is not None:
+        progress(total, total)
+    elbos, iwaes = _combine(values, len(images), num_samples)
+    (elbo_mean, elbo_error), (iwae_mean, iwae_error) = _mean_and_error(elbos), _mean_and_error(iwaes)
+    minutes = (spent + time.monotonic() - started) / 60
     return Bounds(len(images), num_samples, iwae_mean, iwae_error, elbo_mean, elbo_error, round(minutes, 2))
+
+
+def _bound(model: VAE, x: Tensor, unit: _Unit, seed: int) -> list[float]:
+    """The values of one unit for its images `(B, 1, 28, 28)`."""
+    generator = torch.Generator().manual_seed(seed_of(seed, unit.bound, unit.first, unit.block))
+    if unit.bound == "elbo":
+        return elbo(model, x, generator).tolist()
+    chunk_size = CPU_CHUNK if x.device.type == "cpu" else UNIT
+    return iwae(model, x, unit.samples, chunk_size, generator).tolist()
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:
@@ -101,6 +231,11 @@ def evaluate(
     weights: str,
     num_samples: int = 128,
     limit: int | None = None,
+    seed: int = 0,
+    *,
+    bfloat16: bool = False,
+    out: str | os.PathLike | None = None,
+    overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
     """Evaluate trained weights on the test split of the data they were trained on.
@@ -111,36 +246,80 @@ def evaluate(
         weights: a name or a folder, as `vnca.load` takes it.
         num_samples: importance samples an image.
         limit: evaluate on this many images, drawn at random, instead of all.
-        progress: called with the number of images done and of all images.
+        seed: of the noise of the samples. The images of a limit do not depend on it.
+        bfloat16: multiply in bfloat16. It takes about half the time and changes the figures.
+        out: a JSON file for the result. What is done is kept beside it until then, in a file of the same name with
+            `.part.safetensors` added, and an evaluation that was cut goes on from there when it is called again.
+        overwrite: start anew, whatever is kept.
+        progress: called with the number of samples done and of all samples.
 
     Returns:
         What a file of `results/` holds: model, data, bounds, parameters, the run, hardware, commit, date.
 
     Raises:
-        ValueError: if there are no such weights, or a number is out of range.
+        ValueError: if there are no such weights, a number is out of range, what is kept beside `out` is of another
+            evaluation, or the machine has no bfloat16.
         vnca.data.DataError: if the data cannot be had.
+        OSError: if `out` cannot be written.
     """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"the seed is a whole number from 0 to {2**32 - 1}, not {seed}")
     folder = pretrained.find(weights)
     config = pretrained.read_config(folder)
     device = hardware.best_device()
-    model = pretrained.load(folder).to(device)
+    if bfloat16 and not hardware.has_bfloat16(device):
+        raise ValueError(f"{hardware.machine(device)} does not multiply in bfloat16: evaluate in float32")
+    precision = "bfloat16 autocast" if bfloat16 else "float32"
+    model = pretrained.load(folder)
     if "training" not in config or "run" not in config:
         raise ValueError(f"{folder / 'config.json'} does not say on which data the weights were trained, and how long")
     name = config["training"]["data"]
-    images = data.binarize(data.load(name, "test").tensors[0])
-    result = bounds(model, choose(images, limit), num_samples, progress=progress)
-    return {
+    images = choose(data.binarize(data.load(name, "test").tensors[0]), limit)
+    kept = None
+    if out is not None:
+        identity = {
+            "weights": _digest(model.state_dict().values()),
+            "data": name,
+            "images": len(images),
+            "pixels": _digest([images.bool()]),
+            "num_samples": num_samples,
+            "seed": seed,
+            "precision": precision,
+            "units": [UNIT, ELBO_IMAGES],
+        }
+        kept = Kept(f"{os.fspath(out)}.part.safetensors", identity)
+        if overwrite:
+            kept.remove()
+    measured = bounds(model.to(device), images, num_samples, seed, bfloat16=bfloat16, kept=kept, progress=progress)
+    result = {
         "name": folder.resolve().name,
         "model": ModelConfig(**config["model"]).decoder,
         "data": name,
         "split": "test",
-        **{key: value for key, value in vars(result).items() if key != "minutes"},
+        **{key: value for key, value in vars(measured).items() if key != "minutes"},
         "parameters": {
             "encoder": sum(p.numel() for p in model.encoder.parameters()),
             "decoder": sum(p.numel() for p in model.decoder.parameters()),
         },
         **config["run"],  # of the training: updates, images seen, minutes, hardware, commit
         "date": datetime.date.today().isoformat(),
-        "evaluation": {"minutes": result.minutes, "machine": hardware.machine(device), "precision": "float32"},
+        "evaluation": {
+            "minutes": measured.minutes,
+            "machine": hardware.machine(device),
+            "precision": precision,
+            "seed": seed,
+        },
         "config": {"model": config["model"], "training": config["training"]},
     }
+    if kept is not None:
+        files.write_json(out, result)
+        kept.remove()
+    return result
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    """A quarter of the SHA-256 of what the tensors hold: enough to tell that they are others."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()[:16]

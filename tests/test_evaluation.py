@@ -263,6 +263,29 @@ def test_ctrl_c_says_how_to_go_on(weights, tmp_path, monkeypatch, capsys):
         assert advice in capsys.readouterr().out
 
 
+def test_the_command_line_goes_on_refuses_and_starts_anew(weights, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "result.json"
+    command = ["evaluate", "--weights", weights, "--limit", "9", "--num-samples", "70", "--out", str(out)]
+    with monkeypatch.context() as patch:
+        cut_after(patch, 4)
+        assert main(command) == 1
+    capsys.readouterr()
+    assert main([*command, "--seed", "3"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error and "seed is 0 there, 3 now" in error and not out.exists()
+    assert main(command) == 0
+    first = json.loads(out.read_text())
+    assert figures(first) == figures(evaluation.evaluate(weights, 70, 9))
+    with monkeypatch.context() as patch:
+        cut_after(patch, 4)
+        assert main(command) == 1
+    assert main([*command, "--seed", "3", "--overwrite"]) == 0
+    assert (
+        figures(json.loads(out.read_text())) == figures(evaluation.evaluate(weights, 70, 9, seed=3)) != figures(first)
+    )
+    assert first["evaluation"]["seed"] == 0
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_real_evaluation_killed_at_random_moments_goes_on_to_the_same_figures(weights, tmp_path):
     arguments = ["evaluate", "--weights", weights, "--num-samples", "400", "--limit", "60", "--out"]

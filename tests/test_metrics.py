@@ -165,7 +165,7 @@ def test_a_terminal_gets_one_line_that_is_redrawn(tmp_path, monkeypatch):
     shown = terminal.getvalue()
     assert shown.count("\n") == 1 and "\r" in shown
     last = shown.strip().split("\r")[-1]
-    assert last == " 20% |##        | 06:40 left  ELBO -210.00 nats  loss 180.00  123 images/s  update 200"
+    assert last == " 20% |##        | 06:40 left  ELBO -210.00 nats  loss 180.00  123 images/s"
 
 
 def test_the_time_left_follows_the_machine_that_goes_on(tmp_path, capsys):

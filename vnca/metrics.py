@@ -95,14 +95,14 @@ class Metrics:
         self.close()
 
     def _show(self, record: dict) -> None:
-        line = (  # a narrow terminal cuts its end off
+        line = (  # with the bar it fits 80 columns
             f"{self._time_left(record)} left  ELBO {record['nats']:.2f} nats  loss {record['loss']:.2f}  "
-            f"{record['images_per_second']:.0f} images/s  update {record['update']:,}"
+            f"{record['images_per_second']:.0f} images/s"
         )
         self.bar.set_description_str(line, refresh=False)
         self.bar.update(record["fraction"] - self.bar.n)
         if self.bar.disable and (self.count % PRINT_EVERY == 0 or record["fraction"] == 1):
-            print(f"{record['fraction']:4.0%}  {line}", file=sys.stderr)
+            print(f"{record['fraction']:4.0%}  {line}  update {record['update']:,}", file=sys.stderr)
 
     def _time_left(self, record: dict) -> str:
         """From the speed since the first record, because the machine may not be the one the run began on."""

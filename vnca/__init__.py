@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from vnca import data
 from vnca.cells import damage
 from vnca.decoders import ConvDecoder, DoublingDecoder, RegrowingDecoder
+from vnca.inpainting import inpaint
 from vnca.pretrained import available, load
 from vnca.vae import VAE, Encoder, ModelConfig, build, elbo, iwae
 
@@ -31,6 +32,7 @@ __all__ = [
     "damage",
     "data",
     "elbo",
+    "inpaint",
     "iwae",
     "load",
 ]

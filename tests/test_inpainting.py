@@ -1,0 +1,422 @@
+"""Inpainting: against models whose conditional distribution is known, at its limits, and what it refuses."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Normal
+
+import vnca
+from vnca import inpainting
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# ------------------------------------------------------------------------------------- models known exactly
+
+
+class Part(nn.Module):
+    """An encoder or decoder that is a known function, in float64."""
+
+    def __init__(self, latent_size, function):
+        super().__init__()
+        self.latent_size, self.function = latent_size, function
+        self.dtype = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, inputs):
+        return self.function(inputs)
+
+
+def toy(latent_size, encode, decode):
+    return vnca.VAE(Part(latent_size, encode), Part(latent_size, lambda z: decode(z).view(-1, 1, 28, 28)))
+
+
+def linear_toy():
+    """A latent of size 2, logits linear in it, and an encoder somewhat wrong: p(z | x_o) has one mode."""
+    weight = 0.15 * torch.randn(784, 2, generator=seeded(1), dtype=torch.float64)
+    precision = torch.eye(2, dtype=weight.dtype) + 0.25 * weight.T @ weight
+
+    def encode(x):
+        mean = torch.linalg.solve(precision, weight.T @ (x.flatten(1) - 0.5).T).T
+        return 0.9 * mean, torch.full_like(mean, math.log(0.5))
+
+    return toy(2, encode, lambda z: z @ weight.T)
+
+
+RIGHT_OBSERVED = inpainting.left_half(1)
+
+
+def two_sided_toy():
+    """A latent of size 1: the right half of an image depends on its square alone, the left half on its sign.
+
+    With the right half observed z and -z are as likely, so p(z | x_o) has two modes.
+    """
+    right = RIGHT_OBSERVED.flatten()
+
+    def decode(z):
+        return torch.where(right, 3 * (z**2 - 1), 0.5 * z)
+
+    def encode(x):
+        ink_left, ink_right = (x.flatten(1)[:, half].mean(dim=1, keepdim=True) for half in (~right, right))
+        size = (1 + torch.logit(ink_right.clamp(0.05, 0.95)) / 3).clamp(min=0.01).sqrt()
+        return torch.where(ink_left < 0.5, -size, size), torch.full_like(size, math.log(0.1))
+
+    return toy(1, encode, decode)
+
+
+def on_a_grid(model, x, observed):
+    """Latents `(P, D)` on a grid, log p(x_o, z) times the volume of a grid cell `(B, P)`, and images `(P, 784)`."""
+    axis = torch.linspace(-7, 7, 4001 if model.latent_size == 1 else 281, dtype=torch.float64)
+    z = torch.cartesian_prod(*[axis] * model.latent_size).view(-1, model.latent_size)
+    logits = model.decode(z).flatten(1)
+    x, mask = x.flatten(1), observed.flatten(1).double()
+    log_joint = (
+        (x * mask) @ logits.T - mask @ nn.functional.softplus(logits).T + Normal(0.0, 1.0).log_prob(z).sum(dim=1)
+    )
+    return z, log_joint + model.latent_size * math.log(axis[1] - axis[0]), logits.sigmoid()
+
+
+@dataclass
+class Known:
+    """A model, images drawn from it, a mask, and by quadrature log p(x), log p(x_o), completions' means and spreads."""
+
+    model: vnca.VAE
+    x: torch.Tensor
+    observed: torch.Tensor
+    log_whole: torch.Tensor
+    log_observed: torch.Tensor
+    mean: torch.Tensor
+    spread: torch.Tensor
+
+
+@torch.no_grad()
+def solve(model) -> Known:
+    generator = seeded(2)
+    z = torch.randn(6, model.latent_size, generator=generator, dtype=torch.float64)
+    x = torch.bernoulli(model.decode(z).sigmoid(), generator=generator)
+    observed = RIGHT_OBSERVED.expand_as(x)
+    _, log_whole, _ = on_a_grid(model, x, torch.ones_like(observed))
+    _, log_joint, images = on_a_grid(model, x, observed)
+    mean = log_joint.softmax(dim=1) @ images  # (B, 784)
+    spread = (log_joint.softmax(dim=1) @ images.square() - mean.square()).sqrt()
+    return Known(model, x, observed, log_whole.logsumexp(dim=1), log_joint.logsumexp(dim=1), mean, spread)
+
+
+@pytest.fixture(scope="module", params=[linear_toy, two_sided_toy], ids=["one mode", "two modes"])
+def known(request):
+    return solve(request.param())
+
+
+@pytest.fixture(scope="module")
+def one_mode():
+    return solve(linear_toy())
+
+
+def test_the_conditional_log_likelihood_meets_quadrature(known):
+    ours = inpainting.conditional_log_likelihood(known.model, known.x, known.observed, 1000, seeded())
+    torch.testing.assert_close(ours, known.log_whole - known.log_observed, atol=0.1, rtol=0)
+
+
+def test_evidence_bounds_the_observed_pixels_from_both_sides_and_closes_in(known):
+    gaps = []
+    for num_samples in (2, 32):
+        found = [
+            inpainting.evidence(known.model, known.x, known.observed, num_samples, seeded(seed), chains=8)
+            for seed in range(30)
+        ]
+        for side, bounds in ((1, [e.upper for e in found]), (-1, [e.log_likelihood for e in found])):
+            bounds = torch.stack(bounds)
+            slack = side * (bounds.mean(dim=0) - known.log_observed)
+            assert (slack > -4 * bounds.std(dim=0) / len(found) ** 0.5 - 1e-3).all()
+            gaps.append(slack.mean())
+    assert gaps[2] < 0.3 * gaps[0] and gaps[3] < 0.3 * gaps[1]
+
+
+def test_mean_completions_meet_quadrature(known):
+    found = inpainting.evidence(known.model, known.x, known.observed, 2000, seeded()).completion
+    missing = ~known.observed
+    torch.testing.assert_close(found[missing], known.mean.view_as(found)[missing], atol=0.02, rtol=0)
+    assert torch.equal(found[known.observed], known.x[known.observed])
+
+
+def check_completions(known, completions):
+    """Their mean and their spread over the chains are those of p(z | x_o)."""
+    missing = ~known.observed[0].flatten()
+    completions = completions.flatten(2)[..., missing]  # (S, B, missing)
+    mean, spread = known.mean[: completions.shape[1], missing], known.spread[: completions.shape[1], missing]
+    error = spread / len(completions) ** 0.5
+    assert ((completions.mean(dim=0) - mean).abs() < 5 * error + 0.003).all()
+    torch.testing.assert_close(completions.std(dim=0), spread, rtol=0.1, atol=0.003)
+
+
+def test_completions_are_draws_from_the_conditional_distribution(known):
+    check_completions(known, vnca.inpaint(known.model, known.x[:2], known.observed[:2], 1500, seeded()))
+
+
+def test_metropolis_within_gibbs_alone_gets_there_in_the_fast_way(one_mode):
+    x, observed = one_mode.x[:2], one_mode.observed[:2]
+    check_completions(one_mode, vnca.inpaint(one_mode.model, x, observed, 1500, seeded(), iterations=60, fast=True))
+
+
+def test_pseudo_gibbs_alone_does_not(one_mode, monkeypatch):
+    """The encoder is somewhat wrong, and only the rejections make up for it."""
+    step = inpainting._step
+    monkeypatch.setattr(inpainting, "_step", lambda *a, reject=True: step(*a, reject=False))
+    completions = vnca.inpaint(one_mode.model, one_mode.x[:2], one_mode.observed[:2], 1500, seeded(), iterations=60)
+    with pytest.raises(AssertionError):
+        check_completions(one_mode, completions)
+
+
+# -------------------------------------------------------------------------------------- the promises at their limits
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = vnca.build(vnca.ModelConfig("doubling", 4, 2, {"hidden": 4, "steps": 1}))
+    nn.init.normal_(model.decoder.update.layers[-1].weight, std=0.3)
+    return model.eval()
+
+
+def images(n, dtype=torch.float32):
+    return torch.rand(n, 1, 28, 28, generator=seeded(5)).round().to(dtype)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("name", inpainting.MASKS)
+def test_observed_pixels_come_back_as_they_are(model, name, fast):
+    x, observed = model.sample(3, seeded(1)), inpainting.MASKS[name](3)  # grey
+    completions = vnca.inpaint(model, x, observed, 4, seeded(), iterations=12, fast=fast)
+    assert completions.shape == (4, 3, 1, 28, 28)
+    assert torch.equal(completions[:, observed], x[observed].expand(4, -1))
+    missing = completions[:, ~observed]
+    assert missing.min() > 0 and missing.max() < 1
+    assert (missing.std(dim=0) > 0).all(), "each completion is its own"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.uint8, torch.bool])
+def test_images_of_another_type_are_taken(model, dtype):
+    x, observed = images(2, dtype), inpainting.stroke(2)
+    completions = vnca.inpaint(model, x, observed, 2, seeded(), iterations=1)
+    assert completions.dtype == (dtype if dtype.is_floating_point else torch.float32)
+    assert (completions[:, observed] == x[observed]).all()
+
+
+def test_with_all_observed_nothing_changes(model):
+    x = images(2)
+    assert torch.equal(vnca.inpaint(model, x, torch.ones_like(x, dtype=torch.bool), 3), x.expand(3, -1, -1, -1, -1))
+    everything = torch.ones_like(x, dtype=torch.bool)
+    assert (inpainting.conditional_log_likelihood(model, x, everything, 4, seeded()) == 0).all()
+
+
+def test_with_nothing_observed_completions_are_samples(model):
+    x = images(2)
+    completions = vnca.inpaint(model, x, torch.zeros_like(x, dtype=torch.bool), 3, seeded())
+    assert torch.equal(completions.flatten(0, 1), model.sample(6, seeded()))
+
+
+def test_with_nothing_observed_the_conditional_likelihood_is_the_likelihood(one_mode):
+    nothing = torch.zeros_like(one_mode.observed)
+    ours = inpainting.conditional_log_likelihood(one_mode.model, one_mode.x, nothing, 1000, seeded())
+    torch.testing.assert_close(ours, one_mode.log_whole, atol=0.1, rtol=0)
+
+
+def test_a_batch_may_mix_images_with_all_some_and_nothing_observed(model):
+    x = model.sample(3, seeded(1))
+    observed = torch.cat([inpainting.center_square(1, size) for size in (0, 14, 28)])
+    completions = vnca.inpaint(model, x, observed, 5, seeded(), iterations=12)
+    assert torch.equal(completions[:, 0], x[0].expand(5, -1, -1, -1))
+    assert torch.equal(completions[:, 1:][:, observed[1:]], x[1:][observed[1:]].expand(5, -1))
+    assert (completions[:, 1:][:, ~observed[1:]].std(dim=0) > 0).all()
+
+
+@pytest.mark.parametrize("n", [0, 1, inpainting.GROUP + 1])
+def test_batches_of_any_size(model, n):
+    x, observed = images(n), inpainting.left_half(n)
+    assert vnca.inpaint(model, x, observed, 2, iterations=1).shape == (2, n, 1, 28, 28)
+    assert vnca.inpaint(model, x, observed, 2, iterations=1, fast=True).shape == (2, n, 1, 28, 28)
+    assert inpainting.conditional_log_likelihood(model, x, observed, 3).shape == (n,)
+
+
+def test_missing_pixels_play_no_part(model):
+    x, observed = images(2), inpainting.center_square(2)
+    other = torch.where(observed, x, 1 - x)
+    for fast in (False, True):
+        one, two = (vnca.inpaint(model, t, observed, 3, seeded(), iterations=3, fast=fast) for t in (x, other))
+        assert torch.equal(one, two)
+    one, two = (inpainting.evidence(model, t, observed, 8, seeded(), chains=2) for t in (x, other))
+    assert torch.equal(one.log_likelihood, two.log_likelihood) and torch.equal(one.upper, two.upper)
+
+
+def test_completions_are_reproducible_by_their_generator(model):
+    x, observed = images(2), inpainting.left_half(2)
+    one, two, three = (vnca.inpaint(model, x, observed, 3, seeded(seed), iterations=3) for seed in (1, 1, 2))
+    assert torch.equal(one, two) and not torch.equal(one, three)
+    one, two = (inpainting.conditional_log_likelihood(model, x, observed, 8, seeded(1)) for _ in range(2))
+    assert torch.equal(one, two)
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    vnca.inpaint(model, x, observed, 3, seeded(), iterations=3)
+    assert torch.equal(before, torch.random.get_rng_state()), "no random number from elsewhere"
+
+
+def test_the_fast_way_decodes_no_more_than_it_says(model):
+    sizes = []
+    hook = model.decoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    vnca.inpaint(model, images(2), inpainting.left_half(2), 4, seeded(), iterations=5, fast=True)
+    hook.remove()
+    assert sum(sizes) == 2 * 4 * (5 + 1)
+
+
+def ask(model, x=None, observed=None, *more):
+    x = images(2) if x is None else x
+    return vnca.inpaint(model, x, torch.ones_like(x, dtype=torch.bool) if observed is None else observed, *more)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: ask(m, torch.zeros(28, 28)), r"\(B, 1, 28, 28\), not \(28, 28\)"),
+        (lambda m: ask(m, torch.zeros(1, 1, 32, 32)), r"not \(1, 1, 32, 32\)"),
+        (lambda m: ask(m, 255 * torch.ones(1, 1, 28, 28)), "from 255 to 255: divide"),
+        (lambda m: ask(m, torch.full((1, 1, 28, 28), math.nan)), "NaN; put any number"),
+        (lambda m: ask(m, None, torch.ones(2, 1, 28, 28)), "the mask is bool, .* not torch.float32; compare"),
+        (lambda m: ask(m, None, inpainting.left_half(1)), r"\(2, 1, 28, 28\), not \(1, 1, 28, 28\)"),
+        (lambda m: ask(m, None, inpainting.left_half(2)[:, 0]), r"\(2, 1, 28, 28\), not \(2, 28, 28\)"),
+        (lambda m: ask(m, None, None, 0), "at least 1 and iterations at least 0, not 0 and"),
+        (lambda m: vnca.inpaint(m, images(1), inpainting.left_half(1), iterations=-1), "at least 0, not 16 and -1"),
+        (lambda m: inpainting.evidence(m, images(1), inpainting.left_half(1), 0), "at least 1 .* not 0 and 0"),
+        (lambda m: inpainting.evidence(m, images(1), inpainting.left_half(1), chains=-1), "not 128 and -1"),
+        (lambda m: inpainting.conditional_log_likelihood(m, images(2), inpainting.left_half(1)), "mask has the shape"),
+        (lambda m: inpainting.center_square(1, 29), "0 to 28 pixels, not 29"),
+        (lambda m: inpainting.stroke(1, width=0), "more than 0 pixels wide, not 0"),
+        (lambda m: inpainting.random_half(-1), "at least 0, not -1"),
+    ],
+)
+def test_bad_input_is_named(model, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(model)
+
+
+# ------------------------------------------------------------------------------------------------------------ masks
+
+
+@pytest.mark.parametrize("name", inpainting.MASKS)
+def test_masks_are_bool_deterministic_and_the_same_in_longer_batches(name):
+    mask = inpainting.MASKS[name](40)
+    assert mask.shape == (40, 1, 28, 28) and mask.dtype == torch.bool
+    assert torch.equal(mask[:7], inpainting.MASKS[name](7))
+    hidden = (~mask).flatten(1).sum(dim=1)
+    shares = {"center square": (196, 196), "left half": (392, 392), "random half": (392, 392), "stroke": (100, 260)}
+    assert shares[name][0] <= hidden.min() and hidden.max() <= shares[name][1]
+
+
+def test_masks_hide_where_they_say():
+    assert not inpainting.center_square(1, 2)[0, 0, 13:15, 13:15].any()
+    assert not inpainting.left_half(1)[..., :14].any() and inpainting.left_half(1)[..., 14:].all()
+    random = inpainting.random_half(50)
+    assert not torch.equal(random[0], random[1]) and not torch.equal(random, inpainting.random_half(50, seed=1))
+    strokes = ~inpainting.stroke(50)[:, 0]
+    from_side_to_side = strokes.any(dim=1).all(dim=1) | strokes.any(dim=2).all(dim=1)
+    assert from_side_to_side.all() and len(strokes.unique(dim=0)) == 50
+
+
+# --------------------------------------------------------------------------------------------------- local regrowth
+
+
+def decoders():
+    torch.manual_seed(0)
+    doubling = vnca.DoublingDecoder(channels=4, hidden=4, steps=2, residual_blocks=1)
+    regrowing = vnca.RegrowingDecoder(channels=4, hidden=4, min_steps=2, max_steps=4)
+    for decoder in (doubling, regrowing):
+        nn.init.normal_(decoder.update.layers[-1].weight, std=0.2)
+    return doubling, regrowing
+
+
+def square(size, grid=32):
+    region = torch.zeros(1, 1, grid, grid, dtype=torch.bool)
+    region[..., 2 : 2 + size, 3 : 3 + size] = True
+    return region
+
+
+@pytest.mark.parametrize("decoder", decoders(), ids=["doubling", "regrowing"])
+def test_regrowth_shows_erasing_planting_and_each_step(decoder):
+    *_, grown = decoder.grow(torch.randn(2, 4, generator=seeded()))
+    region, z = square(5), torch.randn(2, 4, generator=seeded(1))
+    erased, planted, *steps = inpainting.regrow(decoder, grown, region, z, 3)
+    outside, inside = ~region.expand_as(grown), region.expand_as(grown)
+    for frame in (erased, planted):
+        assert torch.equal(frame[outside], grown[outside])
+    assert (erased[inside] == 0).all()
+    assert torch.equal(planted[inside], z[:, :, None, None].expand_as(grown)[inside])
+    assert len(steps) == 3
+    for before, after in zip([planted, *steps], steps, strict=False):
+        torch.testing.assert_close(after, before + decoder.update(before))
+    assert not steps[0].requires_grad
+
+
+def test_noise_can_be_planted_or_nothing():
+    decoder, _ = decoders()
+    *_, grown = decoder.grow(torch.randn(1, 4, generator=seeded()))
+    noise = torch.randn(grown.shape, generator=seeded(1))
+    _, planted = inpainting.regrow(decoder, grown, square(4), noise, 0)
+    assert torch.equal(planted, torch.where(square(4), noise, grown))
+    erased, stepped = inpainting.regrow(decoder, grown, square(4), None, 1)
+    torch.testing.assert_close(stepped, erased + decoder.update(erased))
+
+
+def test_an_early_state_is_replayed_to_the_full_grid():
+    decoder, _ = decoders()
+    z = torch.randn(2, 4, generator=seeded())
+    states, events = list(decoder.grow(z)), [event for event, _ in decoder.schedule()]
+    early = next(state for state in states if state.shape[-1] == 8)  # right after the doubling
+    nothing = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    _, *frames = inpainting.regrow(decoder, early, nothing, None, decoder.steps)
+    assert [frame.shape[-1] for frame in frames] == [8] * 2 + [16] * 3 + [32] * 3
+    torch.testing.assert_close(frames[-1], states[-1])
+    assert events.count("double") == 4
+    edited = list(inpainting.regrow(decoder, early, square(2, 8), torch.randn(2, 4, generator=seeded(1)), 2))
+    assert not torch.allclose(edited[-1], states[-1])
+
+
+def test_regions_of_cells_from_masks_and_on_earlier_grids():
+    observed = inpainting.center_square(2, 14)
+    region = inpainting.cells_of(observed)
+    assert region.shape == (2, 1, 32, 32) and torch.equal(region[..., 2:30, 2:30], ~observed)
+    assert region.sum() == 2 * 14**2
+    coarse = inpainting.coarsen(region, 8)
+    assert coarse.dtype == torch.bool and coarse.shape == (2, 1, 8, 8)
+    one = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
+    one[..., 9, 31] = True
+    assert inpainting.coarsen(one, 8).nonzero().tolist() == [[0, 0, 2, 7]]
+    assert torch.equal(inpainting.coarsen(one, 32), one)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decoder": vnca.ConvDecoder(4, 2)}, "a ConvDecoder has no cells"),
+        ({"state": torch.zeros(4, 32, 32)}, r"\(B, C, H, W\), but this one is \(4, 32, 32\)"),
+        ({"state": torch.zeros(1, 5, 32, 32)}, "have 4 channels, not 5"),
+        ({"state": torch.zeros(1, 4, 12, 12)}, r"grids of \[2, 4, 8, 16, 32\] .* not 12 x 12"),
+        ({"region": square(2).float()}, r"bool \(B, 1, H, W\), not torch.float32"),
+        ({"region": square(2, 16)}, r"\(1, 1, 32, 32\), not \(1, 1, 16, 16\)"),
+        ({"reseed": torch.zeros(1, 3)}, r"latent \(1, 4\) or a cell state \(1, 4, 32, 32\), not \(1, 3\)"),
+        ({"steps": -1}, "at least 0, not -1"),
+    ],
+)
+def test_impossible_regrowth_is_named(change, message):
+    ask = {"decoder": decoders()[0], "state": torch.zeros(1, 4, 32, 32), "region": square(2), "reseed": None}
+    with pytest.raises(ValueError, match=message):
+        list(inpainting.regrow(**{**ask, "steps": 1, **change}))
+
+
+def test_impossible_regions_are_named():
+    with pytest.raises(ValueError, match="of 32 x 32 cells does not come from one of 5 x 5"):
+        inpainting.coarsen(square(2), 5)
+    with pytest.raises(ValueError, match=r"bool \(B, 1, 28, 28\), not torch.bool \(1, 1, 32, 32\)"):
+        inpainting.cells_of(square(2))

@@ -1,15 +1,20 @@
 """Inpainting: against models whose conditional distribution is known, at its limits, and what it refuses."""
 
 import math
+import re
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.distributions import Normal
 
 import vnca
-from vnca import inpainting
+from vnca import inpainting, pretrained
+from vnca.__main__ import main
+from vnca.pictures import image_grid, read_png
 
 
 def seeded(seed=0):
@@ -420,3 +425,125 @@ def test_impossible_regions_are_named():
         inpainting.coarsen(square(2), 5)
     with pytest.raises(ValueError, match=r"bool \(B, 1, 28, 28\), not torch.bool \(1, 1, 32, 32\)"):
         inpainting.cells_of(square(2))
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def job(tmp_path, model):
+    """Runs `inpaint` in a folder with weights, an image and a mask; returns its exit code."""
+    config = vnca.ModelConfig("doubling", 4, 2, {"hidden": 4, "steps": 1})
+    pretrained.save(model, config, tmp_path / "run")
+    png(tmp_path / "in.png", 255 * images(1)[0, 0])
+    png(tmp_path / "mask.png", 255 * inpainting.left_half(1)[0, 0])
+
+    def run(**changes):
+        options = {"weights": "run", "image": "in.png", "mask": "mask.png", "out": "out.png", "n": "4", **changes}
+        files = {"weights", "image", "mask", "out"}
+        pairs = [(f"--{key}", str(tmp_path / value) if key in files else value) for key, value in options.items()]
+        return main(["inpaint", *[word for pair in pairs for word in pair if word != ""]])
+
+    run.folder = tmp_path
+    return run
+
+
+def png(path, pixels):
+    Image.fromarray(np.asarray(pixels).astype(np.uint8)).save(path)
+
+
+def one_line_error(capsys):
+    error = capsys.readouterr().err
+    assert error.startswith("vnca: ") and error.count("\n") == 1
+    return error
+
+
+def test_the_command_writes_the_image_the_damage_and_the_completions(job, model, capsys):
+    assert job() == 0
+    x, observed = images(1), inpainting.left_half(1)
+    completions = vnca.inpaint(model, x, observed, 4, seeded(0))
+    expected = image_grid([x[0], torch.where(observed, x, 0.5)[0], *completions[:, 0]], columns=6)
+    assert np.array_equal(np.asarray(Image.open(job.folder / "out.png")), expected)
+    assert "392 of 784 pixels painted in, 4 times" in capsys.readouterr().out
+    before = (job.folder / "out.png").read_bytes()
+    assert job() == 0 and (job.folder / "out.png").read_bytes() == before
+    assert job(seed="1") == 0 and (job.folder / "out.png").read_bytes() != before
+
+
+def test_another_size_is_refused_unless_resized(job, capsys):
+    large = np.kron(255 * images(1)[0, 0].numpy(), np.ones((5, 5)))
+    mask = np.kron(255 * inpainting.center_square(1)[0, 0].numpy(), np.ones((5, 5)))
+    mask[0, 0] = 0  # a corner of one small pixel
+    png(job.folder / "large.png", large)
+    png(job.folder / "large-mask.png", mask)
+    assert job(image="large.png", mask="large-mask.png") == 2
+    assert "140 x 140 pixels, and the models know images of 28 x 28 only; --resize" in one_line_error(capsys)
+    assert not (job.folder / "out.png").exists()
+    assert job(image="large.png", mask="large-mask.png", resize="") == 0
+    assert "197 of 784 pixels" in capsys.readouterr().out
+    grid = np.asarray(Image.open(job.folder / "out.png"))
+    assert np.array_equal(grid[2:30, 2:30], 255 * images(1)[0, 0].numpy())
+    assert job(image="large.png", resize="") == 2
+    assert "large.png has 140 x 140 pixels and" in one_line_error(capsys)
+
+
+def _damaged(folder):
+    whole = (folder / "in.png").read_bytes()
+    (folder / "in.png").write_bytes(whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize(
+    ("prepare", "changes", "message"),
+    [
+        (None, {"image": "none.png"}, "there is no file .*none.png"),
+        (None, {"image": "run/config.json"}, "config.json is not a PNG file"),
+        (None, {"image": "run"}, "run cannot be read as a PNG file"),
+        (_damaged, {}, "in.png cannot be read as a PNG file"),
+        (None, {"out": "in.png"}, "in.png would replace a file that is read"),
+        (None, {"out": "run/../mask.png"}, "would replace a file that is read"),
+        (None, {"out": "nowhere/out.png"}, "lies in one that does not exist"),
+        (None, {"weights": "nothing"}, "no weights named"),
+        (None, {"n": "0"}, "--n is at least 1, not 0"),
+        (None, {"seed": "-1"}, "--seed is a whole number"),
+    ],
+)
+def test_bad_arguments_end_in_one_line_and_no_file(job, capsys, prepare, changes, message):
+    if prepare:
+        prepare(job.folder)
+    before = {path: path.read_bytes() for path in job.folder.rglob("*") if path.is_file()}
+    assert job(**changes) == 2
+    assert re.search(message, one_line_error(capsys))
+    assert {path: path.read_bytes() for path in job.folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("mode", "pixel", "expected"),
+    [
+        ("L", 51, 0.2),
+        ("1", 1, 1.0),
+        ("RGB", (255, 0, 0), 0.299),
+        ("RGB", (0, 255, 0), 0.587),
+        ("RGBA", (0, 0, 0, 0), 1.0),
+        ("RGBA", (0, 0, 0, 255), 0.0),
+        ("LA", (0, 51), 0.8),
+        ("I;16", 13107, 0.2),
+    ],
+)
+def test_pictures_of_every_kind_are_read_in_grey(tmp_path, mode, pixel, expected):
+    Image.new(mode, (3, 2), pixel).save(tmp_path / "picture.png")
+    grey = read_png(tmp_path / "picture.png")
+    assert grey.shape == (1, 2, 3) and grey.dtype == torch.float32
+    torch.testing.assert_close(grey, torch.full((1, 2, 3), expected), atol=0.003, rtol=0)
+
+
+def test_a_palette_is_read_by_its_colors(tmp_path):
+    Image.new("RGB", (2, 2), (255, 255, 255)).convert("P").save(tmp_path / "picture.png")
+    assert (read_png(tmp_path / "picture.png") == 1).all()
+
+
+def test_a_picture_too_large_to_be_meant_is_refused(tmp_path, monkeypatch):
+    Image.new("L", (20, 20)).save(tmp_path / "picture.png")
+    for limit in (300, 100):  # where Pillow warns, and where it refuses
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ValueError, match="cannot be read as a PNG file"):
+            read_png(tmp_path / "picture.png")

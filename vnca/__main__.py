@@ -1,4 +1,4 @@
-"""The command line: `python -m vnca train | evaluate | sample`.
+"""The command line: `python -m vnca train | evaluate | sample | inpaint`.
 
 Exit codes: 0, 1 (the run failed or was stopped), 2 (bad arguments).
 """
@@ -9,10 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
 from vnca import data, evaluation, pretrained, training
-from vnca.pictures import save_png
+from vnca.decoders import IMAGE_SIZE
+from vnca.inpainting import inpaint
+from vnca.pictures import read_png, save_png
 from vnca.presets import PRESETS
 
 
@@ -96,16 +99,51 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(f"written to {options.out}")
 
 
-def _sample(options: argparse.Namespace) -> None:
+def _generator(options: argparse.Namespace) -> torch.Generator:
+    """The source of randomness of a command that writes `--n` images to `--out`; first it checks these three."""
     if options.n < 1:
         raise ValueError(f"--n is at least 1, not {options.n}")
     if not 0 <= options.seed < 2**32:
         raise ValueError(f"--seed is a whole number from 0 to {2**32 - 1}, not {options.seed}")
     _require_writable(options.out)
-    generator = torch.Generator().manual_seed(options.seed)
+    return torch.Generator().manual_seed(options.seed)
+
+
+def _sample(options: argparse.Namespace) -> None:
+    generator = _generator(options)
     images = pretrained.load(options.weights).sample(options.n, generator)
     save_png(images, options.out)
     print(f"{options.n} samples written to {options.out}")
+
+
+def _inpaint(options: argparse.Namespace) -> None:
+    generator = _generator(options)
+    if options.out.resolve() in (options.image.resolve(), options.mask.resolve()):
+        raise ValueError(f"--out {options.out} would replace a file that is read; give another name")
+    x, observed = _image_and_mask(options)
+    completions = inpaint(pretrained.load(options.weights), x[None], observed[None], options.n, generator)
+    damaged = torch.where(observed, x, 0.5)
+    save_png([x, damaged, *completions[:, 0]], options.out, columns=6)
+    print(f"{int((~observed).sum())} of {observed.numel()} pixels painted in, {options.n} times: {options.out}")
+
+
+def _image_and_mask(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """The image `(1, 28, 28)` and the mask of its observed pixels, bool, of the same shape."""
+    x, white = read_png(options.image), read_png(options.mask) >= 0.5
+    for path, picture in ((options.image, x), (options.mask, white)):
+        height, width = picture.shape[1:]
+        if (height, width) != (IMAGE_SIZE, IMAGE_SIZE) and not options.resize:
+            raise ValueError(
+                f"{path} has {width} x {height} pixels, and the models know images of {IMAGE_SIZE} x {IMAGE_SIZE} "
+                "only; --resize scales it"
+            )
+    if x.shape != white.shape:
+        raise ValueError(
+            f"image and mask must be of one size, but {options.image} has {x.shape[2]} x {x.shape[1]} pixels "
+            f"and {options.mask} has {white.shape[2]} x {white.shape[1]}"
+        )
+    small = adaptive_avg_pool2d(torch.stack([x, white.float()]), IMAGE_SIZE)  # (2, 1, 28, 28), means of what falls in
+    return small[0], small[1] > 0.999  # a pixel is observed where all of it is
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -156,6 +194,26 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--n", type=int, default=64, help="how many (default: 64)")
     command.add_argument("--seed", type=int, default=0, help="of the latents (default: 0)")
     command.set_defaults(run=_sample)
+
+    command = commands.add_parser(
+        "inpaint",
+        help="paint in the missing pixels of an image",
+        description="Paint in the missing pixels of an image. The PNG file written shows the image, the image with the "
+        "missing pixels in grey, and the completions. Colors are converted to grey, transparent pixels to white. The "
+        "models know white ink on black.",
+    )
+    _add_weights(command)
+    command.add_argument("--image", type=Path, required=True, help="a PNG file of 28 x 28 pixels")
+    command.add_argument(
+        "--mask", type=Path, required=True, help="a PNG file of the same size: white where observed, else black"
+    )
+    command.add_argument("--out", type=Path, required=True, help="the PNG file to write")
+    command.add_argument("--n", type=int, default=16, help="how many completions (default: 16)")
+    command.add_argument("--seed", type=int, default=0, help="of the completions (default: 0)")
+    command.add_argument(
+        "--resize", action="store_true", help="scale an image and a mask of another size; a square stays undistorted"
+    )
+    command.set_defaults(run=_inpaint)
     return parser
 
 

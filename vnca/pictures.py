@@ -7,11 +7,12 @@ outside [0, 1] are clipped; NaN is an error.
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vnca import files
 
@@ -58,6 +59,34 @@ def save_png(images: Picture | Sequence[Picture], path: str | os.PathLike, colum
     grid = Image.fromarray(image_grid(images, columns))
     with files.replacing(path) as beside:
         grid.save(beside, format="PNG", optimize=True)
+
+
+def read_png(path: str | os.PathLike) -> torch.Tensor:
+    """The picture of a PNG file in grey: float32 ``(1, H, W)`` in [0, 1].
+
+    Transparent pixels are shown on white; then colors become their luma, 0.299 red + 0.587 green + 0.114 blue
+    (ITU-R BT.601).
+
+    Raises:
+        ValueError: the file cannot be read, is no PNG, is damaged, or has more than 89 million pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=["PNG"]) as image:
+                image.load()
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not a PNG file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{path} cannot be read as a PNG file: {error}") from None
+    if image.mode.startswith("I"):  # 16 bits of grey
+        values = np.asarray(image, dtype=np.float32) / 65535
+    else:
+        opaque = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        values = np.asarray(opaque.convert("L"), dtype=np.float32) / 255
+    return torch.from_numpy(values)[None]
 
 
 def to_pixels(images: Picture | Sequence[Picture]) -> list[np.ndarray]:

@@ -50,11 +50,12 @@ def test_same_weights_same_growth(chapter, sizes):
     z = torch.randn(3, sizes["channels"], generator=torch.Generator().manual_seed(1))
     assert ours.schedule() == theirs.schedule()
     with torch.no_grad():
+        # Up to rounding: the package keeps the channels of a cell side by side, which changes the order of sums.
         for state, expected in zip(ours.grow(z), theirs.grow(z), strict=True):
-            assert torch.equal(state, expected)
+            torch.testing.assert_close(state, expected)
         logits = ours(z)
         assert logits.std() > 0.01  # not an even picture, in which a wrong order or crop would not show
-        assert torch.equal(logits, theirs(z))
+        torch.testing.assert_close(logits, theirs(z))
 
 
 @pytest.mark.parametrize("sizes", SIZES)

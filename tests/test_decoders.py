@@ -1,9 +1,15 @@
 """The decoders: the paper's figures, the schedule of growth, and what they refuse."""
 
+from copy import deepcopy
+
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vnca import ConvDecoder, DoublingDecoder, RegrowingDecoder, cells
+from vnca.decoders import compile_update
 from vnca.vae import ModelConfig, build
 
 
@@ -156,3 +162,95 @@ def test_impossible_decoders_are_refused():
         DoublingDecoder(steps=-1)
     with pytest.raises(ValueError, match="not 0 and 32"):
         ConvDecoder(latent_size=0)
+
+
+class Memory(TorchDispatchMode):
+    """Counts the bytes of the tensors made inside of it that are still alive, and their peak."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages, self.peak = {}, 0
+
+    def alive(self) -> int:
+        self.storages = {key: value for key, value in self.storages.items() if not value[0].expired()}
+        return sum(size for _, size in self.storages.values())
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for storage in (t.untyped_storage() for t in tree_leaves(made) if isinstance(t, torch.Tensor)):
+            self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.peak = max(self.peak, self.alive())
+        return made
+
+
+def training_memory(decoder, batch_size: int) -> tuple[int, int]:
+    """Bytes kept between the forward and the backward pass, and the peak of both, in bfloat16 autocast."""
+    z = torch.randn(batch_size, decoder.latent_size, requires_grad=True)
+    with Memory() as memory:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = decoder(z)
+        kept = memory.alive()
+        logits.float().square().sum().backward()
+    return kept, memory.peak
+
+
+def gradients(decoder, z) -> list[torch.Tensor]:
+    z = z.clone().requires_grad_()
+    return list(torch.autograd.grad(decoder(z).square().sum(), [z, *decoder.parameters()]))
+
+
+@pytest.mark.parametrize("decoder", [small_decoder(2), regrowing_decoder()], ids=["doubling", "regrowing"])
+def test_recomputed_steps_give_the_same_gradients(decoder):
+    z = torch.randn(2, 4)
+    expected = gradients(decoder, z)
+    again = deepcopy(decoder)
+    again.recompute = True
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(gradients(again, z), expected, strict=True))
+    with torch.no_grad():
+        assert torch.equal(again(z), decoder(z))
+
+
+def test_a_recomputed_step_keeps_its_state_alone():
+    decoder = DoublingDecoder(channels=8, hidden=16, steps=4)
+    states = sum(side**2 for event, side in decoder.schedule() if event == "step") * 8 * 4  # bytes an image, float32
+    growth = [training_memory(decoder, batch_size)[0] for batch_size in (1, 2)]
+    assert growth[1] - growth[0] > 5 * states
+    decoder.recompute = True
+    growth = [training_memory(decoder, batch_size)[0] for batch_size in (1, 2)]
+    assert states <= growth[1] - growth[0] < 1.2 * states
+
+
+@pytest.mark.parametrize("recompute, most", [(False, 8e9), (True, 2.5e9)])
+def test_memory_of_the_papers_decoder_at_batch_128(recompute, most):
+    """From two small batches, since memory grows in proportion: both fit a GPU of 16 GB."""
+    decoder = DoublingDecoder()
+    decoder.recompute = recompute
+    one, two = (training_memory(decoder, batch_size)[1] for batch_size in (1, 2))
+    assert one + 127 * (two - one) < most
+
+
+def test_a_compiled_update_has_one_graph_for_each_size_of_grid():
+    decoder, z = small_decoder(2), torch.randn(2, 4)
+    names, expected, logits = list(decoder.state_dict()), gradients(decoder, z), decoder(z)
+    graphs = []
+
+    def backend(module, inputs):
+        (size,) = {t.shape[-1] for t in inputs if len(t) == len(z)}  # the others are weights
+        graphs.append((torch.is_grad_enabled(), size))
+        return module.forward
+
+    compile_update(decoder, backend=backend)
+    for _ in range(2):
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(gradients(decoder, z), expected, strict=True))
+    assert graphs == [(True, 2), (True, 4), (True, 8), (True, 16), (True, 32)]
+    graphs.clear()
+    for _ in range(2):
+        with torch.no_grad():
+            assert torch.equal(decoder(z), logits)
+    assert graphs == [(False, 2), (False, 4), (False, 8), (False, 16), (False, 32)]
+    assert list(decoder.state_dict()) == names
+
+
+def test_only_cells_can_be_compiled():
+    with pytest.raises(ValueError, match="ConvDecoder has no update to compile"):
+        compile_update(ConvDecoder(latent_size=4, width=2))

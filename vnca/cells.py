@@ -3,9 +3,14 @@
 A cell state is a tensor `(B, C, H, W)`: `B` grids of `H × W` cells with `C` channels each. Channel 0 is the logit of
 the cell's pixel; the other channels are hidden. Everything here follows Palm et al., "Variational Neural Cellular
 Automata", ICLR 2022.
+
+States start with the channels of a cell side by side in memory (`torch.channels_last`), and every step and doubling
+keeps them so: convolutions then need no copies. ELUs work in place, so that training keeps one tensor less for each.
 """
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def require_state(state: Tensor) -> None:
@@ -31,7 +36,8 @@ def seed(z: Tensor, size: int = 2) -> Tensor:
         raise ValueError(f"latents have the shape (B, D), but these are {tuple(z.shape)}")
     if size < 1:
         raise ValueError(f"a seed needs a size of at least 1 cell, not {size}")
-    return z[:, :, None, None].repeat(1, 1, size, size)  # (B, D, size, size)
+    grid = z[:, :, None, None].expand(-1, -1, size, size)  # (B, D, size, size)
+    return grid.contiguous(memory_format=torch.channels_last)
 
 
 class Residual(nn.Module):
@@ -39,7 +45,7 @@ class Residual(nn.Module):
 
     def __init__(self, hidden: int):
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(hidden, hidden, 1), nn.ELU(), nn.Conv2d(hidden, hidden, 1))
+        self.layers = nn.Sequential(nn.Conv2d(hidden, hidden, 1), nn.ELU(inplace=True), nn.Conv2d(hidden, hidden, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)  # (B, hidden, H, W)
@@ -100,7 +106,7 @@ class SimpleUpdate(nn.Module):
             raise ValueError(f"an update needs channels >= 1 and hidden >= 1, not {channels} and {hidden}")
         change = nn.Conv2d(hidden, channels, 1, bias=False)
         nn.init.zeros_(change.weight)
-        self.layers = nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), nn.ELU(), change)
+        self.layers = nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), nn.ELU(inplace=True), change)
 
     def forward(self, state: Tensor) -> Tensor:
         return self.layers(state)  # (B, C, H, W) -> (B, C, H, W)
@@ -109,7 +115,7 @@ class SimpleUpdate(nn.Module):
 def double(state: Tensor) -> Tensor:
     """Each cell divides into a 2 × 2 block of exact copies: `(B, C, H, W)` -> `(B, C, 2H, 2W)`."""
     require_state(state)
-    return state.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    return F.interpolate(state, scale_factor=2, mode="nearest")
 
 
 def damage(state: Tensor, row: int, col: int, size: int) -> Tensor:

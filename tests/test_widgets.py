@@ -37,7 +37,7 @@ def some_images(count: int = 3) -> torch.Tensor:
 
 @pytest.fixture
 def panel():
-    return InpaintingPanel(some_model(), some_images(), num_completions=4, max_steps=12)
+    return InpaintingPanel(some_model(), some_images(), num_completions=5, num_quick=4, max_steps=12)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_the_cells_of_the_hole_die_and_the_update_goes_on(monkeypatch):
         lambda model, x, observed, n, *_, **__: torch.where(observed, x, 1.0).expand(n, -1, -1, -1, -1),
     )
     model, images = some_model(), some_images()
-    regrowth = Regrowth(model, images, num_completions=2)
+    regrowth = Regrowth(model, images, num_quick=2)
     settings = Settings(image=1, row=20, col=4, size=9, temperature=0.0)
     with torch.no_grad():
         whole = images[1:2].clone()
@@ -160,11 +160,11 @@ def test_a_doubling_decoder_has_cells_too():
 
 def test_the_same_settings_give_the_same_pictures_whatever_came_before(panel):
     settings = Settings(row=4, completion=2, temperature=0.7, steps=5)
-    alone = Regrowth(some_model(), some_images(), num_completions=4).pictures(settings)
+    alone = Regrowth(some_model(), some_images(), num_completions=5).pictures(settings)
     for other in (Settings(), settings._replace(steps=9), settings._replace(completion=0), settings._replace(size=3)):
         panel.regrowth.pictures(other)
     assert not changed(alone, panel.regrowth.pictures(settings))
-    other_seed = Regrowth(some_model(), some_images(), num_completions=4, seed=1).pictures(settings)
+    other_seed = Regrowth(some_model(), some_images(), num_completions=5, seed=1).pictures(settings)
     assert changed(alone, other_seed) == {"regrown", "difference", "uncertainty"}
 
 
@@ -212,20 +212,20 @@ def test_only_the_latest_holes_are_remembered(calls, monkeypatch):
 
 
 def test_dragging_is_quick_and_the_button_samples_longer(panel, calls):
-    assert "a quick estimate" in panel.figures.value
+    assert "over 4 completions, a quick estimate" in panel.figures.value
     panel.row.value = 5
     assert calls == [{"fast": True, "iterations": 0}]
     before = panel.settle()
     panel.longer.click()
     assert calls[1:] == [{}]  # the sampler's own settings
     assert changed(before, panel.settle()) == {"regrown", "difference", "uncertainty"}
-    assert "from the whole sampler" in panel.figures.value
+    assert "over 5 completions of the whole sampler" in panel.figures.value
     assert panel.longer.disabled
     panel.row.value = 6
     assert "a quick estimate" in panel.figures.value
     assert not panel.longer.disabled
     panel.row.value = 5
-    assert "from the whole sampler" in panel.figures.value
+    assert "over 5 completions of the whole sampler" in panel.figures.value
     assert len(calls) == 3
 
 
@@ -287,7 +287,8 @@ def test_play_is_linked_to_the_steps_and_runs_them_one_by_one(panel):
             {"model": vnca.VAE(vnca.Encoder(4, 1), vnca.ConvDecoder(4, 1))},
             "a ConvDecoder has no cells that could grow again",
         ),
-        ({"num_completions": 1}, "at least 2, not 1"),
+        ({"num_quick": 1}, "2 <= num_quick <= num_completions, not 1 and 16"),
+        ({"num_completions": 3}, "not 4 and 3"),
         ({"labels": ["one"]}, r"3 images need as many labels, each another, not \['one'\]"),
         ({"labels": ["one", "two", "one"]}, "each another"),
         ({"max_steps": 0}, "max_steps is at least 1, not 0"),
@@ -305,7 +306,7 @@ def test_wrong_arguments_are_named(arguments, message):
         (Settings(row=28), "row lies between 0 and 27, not 28"),
         (Settings(col=-1), "col lies between 0 and 27, not -1"),
         (Settings(size=29), "size lies between 0 and 28, not 29"),
-        (Settings(completion=6), "completion lies between 0 and 5, not 6"),
+        (Settings(completion=4), "completion lies between 0 and 3, not 4"),
         (Settings(temperature=-0.1), "temperature is at least 0, not -0.1"),
         (Settings(temperature=float("nan")), "temperature is at least 0, not nan"),
         (Settings(steps=-1), "steps lies between 0 and 1000, not -1"),
@@ -348,7 +349,7 @@ def test_an_interrupted_regrowth_can_go_on(panel):
     assert "were not drawn: KeyboardInterrupt" in panel.figures.value
     hook.remove()
     panel.steps.value = 11
-    fresh = Regrowth(some_model(), some_images(), num_completions=4)
+    fresh = Regrowth(some_model(), some_images())
     assert not changed(fresh.pictures(Settings(steps=11)), panel.settle())
 
 
@@ -476,7 +477,7 @@ def test_static_sequence_shows_what_the_panel_would():
         "difference",
         "uncertainty",
     ]
-    regrowth = Regrowth(some_model(), some_images()[1:2], num_completions=2)
+    regrowth = Regrowth(some_model(), some_images()[1:2], num_completions=2, num_quick=2)
     regrowth.sample_longer(Settings(row=5))
     first, last = (regrowth.pictures(Settings(row=5, steps=steps)) for steps in (0, 3))
     expected = [last.original, last.damaged, first.regrown, last.regrown, last.difference, 2 * last.uncertainty]

@@ -102,26 +102,27 @@ class Regrowth:
     Args:
         model: a `VAE` whose decoder is made of cells (regrowing or doubling).
         images: `(N, 1, 28, 28)` in [0, 1].
-        num_completions: completions of a hole.
+        num_completions: completions of a hole by the whole sampler.
+        num_quick: completions of a quick estimate, which the time of a redraw depends on. As many can be looked at.
         seed: of all randomness.
 
     Raises:
         ValueError: if the decoder has no cells, `images` has another shape, no images or pixels outside [0, 1], or
-            `num_completions` is below 2, which leaves nothing to compare.
+            unless `2 <= num_quick <= num_completions`.
     """
 
-    def __init__(self, model: VAE, images: Tensor, num_completions: int = 6, seed: int = 0):
+    def __init__(self, model: VAE, images: Tensor, num_completions: int = 16, num_quick: int = 4, seed: int = 0):
         if not isinstance(model.decoder, DoublingDecoder | RegrowingDecoder):
             raise ValueError(f"a {type(model.decoder).__name__} has no cells that could grow again: take a VNCA")
         if images.ndim != 4 or images.shape[1:] != (1, IMAGE_SIZE, IMAGE_SIZE) or not len(images):
             raise ValueError(f"images have the shape (N, 1, 28, 28) with N >= 1, not {tuple(images.shape)}")
-        if num_completions < 2:
-            raise ValueError(f"num_completions is at least 2, not {num_completions}")
+        if not 2 <= num_quick <= num_completions:
+            raise ValueError(f"regrowth needs 2 <= num_quick <= num_completions, not {num_quick} and {num_completions}")
         require_pixels(images)
         # A copy of its own, laid out in memory as its states are: half the time on a CPU.
         self.model = deepcopy(model).eval().to(memory_format=torch.channels_last)
         self.images = images.to(next(model.parameters()))
-        self.num_completions = num_completions
+        self.num_completions, self.num_quick = num_completions, num_quick
         self.seed = seed
         self._completed: OrderedDict[tuple, _Completed] = OrderedDict()
         self._grown: tuple = (None, None)  # settings, states
@@ -165,7 +166,7 @@ class Regrowth:
     def _require(self, settings: Settings) -> None:
         last = IMAGE_SIZE - 1
         highest = {"image": len(self.images) - 1, "row": last, "col": last, "size": IMAGE_SIZE}
-        highest |= {"completion": self.num_completions - 1, "steps": MOST_STEPS}
+        highest |= {"completion": self.num_quick - 1, "steps": MOST_STEPS}
         for name, value in settings._asdict().items():
             if name in highest and not 0 <= value <= highest[name]:
                 raise ValueError(f"{name} lies between 0 and {highest[name]}, not {value}")
@@ -185,8 +186,11 @@ class Regrowth:
     def _sample(self, settings: Settings, longer: bool) -> _Completed:
         generator = Generator().manual_seed(seed_of("widget", self.seed, *_hole(settings)))
         x, observed = self.images[settings.image, None], self.observed(settings)[None]
-        effort = {} if longer else {"fast": True, "iterations": 0}
-        painted = inpaint(self.model, x, observed, self.num_completions, generator, **effort)[:, 0]  # (K, 1, 28, 28)
+        if longer:
+            painted = inpaint(self.model, x, observed, self.num_completions, generator)
+        else:
+            painted = inpaint(self.model, x, observed, self.num_quick, generator, fast=True, iterations=0)
+        painted = painted[:, 0]  # (K, 1, 28, 28)
         # The encoder learned from images of 0 and 1, so the missing pixels are drawn, not left grey.
         drawn = torch.bernoulli(painted.cpu(), generator=generator).to(painted.device)
         posterior = self.model.encode(torch.where(observed, x, drawn))
@@ -285,7 +289,7 @@ class InpaintingPanel(ipywidgets.VBox):
     Play lets the cells take step after step.
 
     Args:
-        model, images, num_completions, seed: as for `Regrowth`.
+        model, images, num_completions, num_quick, seed: as for `Regrowth`.
         labels: what the menu calls the images; numbers from 1 if left out.
         max_steps: the most steps after the damage.
 
@@ -307,11 +311,12 @@ class InpaintingPanel(ipywidgets.VBox):
         images: Tensor,
         labels: Sequence[str] | None = None,
         *,
-        num_completions: int = 6,
+        num_completions: int = 16,
+        num_quick: int = 4,
         max_steps: int = 40,
         seed: int = 0,
     ):
-        self.regrowth = Regrowth(model, images, num_completions, seed)
+        self.regrowth = Regrowth(model, images, num_completions, num_quick, seed)
         labels = [str(index + 1) for index in range(len(images))] if labels is None else [*map(str, labels)]
         if not len(labels) == len(set(labels)) == len(images):
             raise ValueError(f"{len(images)} images need as many labels, each another, not {labels}")
@@ -322,12 +327,12 @@ class InpaintingPanel(ipywidgets.VBox):
         self.row = ipywidgets.IntSlider(start.row, min=0, max=last)
         self.col = ipywidgets.IntSlider(start.col, min=0, max=last)
         self.size = ipywidgets.IntSlider(start.size, min=0, max=IMAGE_SIZE)
-        self.completion = ipywidgets.IntSlider(start.completion + 1, min=1, max=num_completions)
+        self.completion = ipywidgets.IntSlider(start.completion + 1, min=1, max=num_quick)
         self.temperature = ipywidgets.FloatSlider(start.temperature, min=0, max=2, step=0.1, readout_format=".1f")
         self.steps = ipywidgets.IntSlider(start.steps, min=0, max=max_steps)
         self.play = ipywidgets.Play(value=start.steps, min=0, max=max_steps, interval=150)
         self.link = ipywidgets.jslink((self.play, "value"), (self.steps, "value"))
-        self.longer = ipywidgets.Button(description=SAMPLE_LONGER, tooltip="Ask the whole sampler; it takes seconds")
+        self.longer = ipywidgets.Button(description=SAMPLE_LONGER, tooltip="More completions, of the whole sampler")
         self.figures = ipywidgets.HTML(layout=ipywidgets.Layout(width="100%"))
         self.shown: Pictures | None = None
         self._longer_wanted = False
@@ -366,7 +371,12 @@ class InpaintingPanel(ipywidgets.VBox):
                 self.regrowth.sample_longer(settings)
             self.shown = self.regrowth.pictures(settings)
             quick = self.regrowth.is_quick(settings)
-            self.figures.value = _page(self.shown, settings, self.regrowth.num_completions, quick)
+            source = (
+                f"{self.regrowth.num_quick} completions, a quick estimate"
+                if quick
+                else f"{self.regrowth.num_completions} completions of the whole sampler"
+            )
+            self.figures.value = _page(self.shown, settings, source)
         except BaseException as error:
             # A front end hides what fails in here, and the old pictures would pass for those of the new settings.
             self.shown = None
@@ -403,7 +413,7 @@ STYLE = """\
 </style>"""
 
 
-def _page(pictures: Pictures, settings: Settings, count: int, quick: bool) -> str:
+def _page(pictures: Pictures, settings: Settings, source: str) -> str:
     """The pictures with captions, and what they belong to: one message, so that they are never of different settings.
 
     As HTML rather than `ipywidgets.Image`, whose pictures say nothing to those who cannot see them.
@@ -436,9 +446,8 @@ def _page(pictures: Pictures, settings: Settings, count: int, quick: bool) -> st
         f"<figcaption><b>{name}</b>{detail}</figcaption></figure>"
         for key, (name, detail, alt) in captions.items()
     )
-    source = "a quick estimate" if quick else "from the whole sampler"
     text = (
-        f"Completion {settings.completion + 1} of {count}, {source}, at temperature {settings.temperature:.1f}. "
+        f"Completion {settings.completion + 1}, uncertainty over {source}, at temperature {settings.temperature:.1f}. "
         "White is 1 in the difference and 0.5 in the uncertainty; means are over the hole."
     )
     return f'{STYLE}<div class="vnca-pictures">{figures}</div><p>{text}</p>'
@@ -484,7 +493,7 @@ def static_sequence(
     """
     if not len(steps):
         raise ValueError("static_sequence needs at least one number of steps")
-    regrowth = Regrowth(model, image[None], num_completions, seed)
+    regrowth = Regrowth(model, image[None], num_completions, num_quick=num_completions, seed=seed)
     settings = (settings or Settings())._replace(image=0)
     regrowth.sample_longer(settings)
     sequence = [regrowth.pictures(settings._replace(steps=count)) for count in steps]

@@ -53,7 +53,7 @@ def forget_the_precision():
 
 def run_of(config, images=None):
     images = torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(0)) if images is None else images
-    return training._Run(config, None, images, Accelerator(cpu=True, mixed_precision=hardware.precision(CPU)), False)
+    return training._Run(config, None, images, Accelerator(cpu=True, mixed_precision=hardware.precision(CPU)))
 
 
 def weights(folder):
@@ -301,6 +301,21 @@ def test_recomputation_changes_no_weights(tmp_path):
     for recompute in (False, True):
         training.train(TINY, tmp_path / str(recompute), recompute=recompute)
     assert same(weights(tmp_path / "True"), weights(tmp_path / "False"))
+
+
+def test_the_update_is_compiled_on_request(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(training, "compile_update", calls.append)
+    training.train(TINY, tmp_path / "run", compiled=True)
+    assert [type(decoder).__name__ for decoder in calls] == ["DoublingDecoder"]
+
+
+@pytest.mark.parametrize("option", ["--recompute", "--compile"])
+def test_what_is_for_cells_is_refused_for_other_decoders(option, tmp_path, capsys, monkeypatch):
+    preset = Preset(replace(TINY, model=ModelConfig("conv", 4, 2, {"width": 1})), "no cells")
+    monkeypatch.setattr(command_line, "PRESETS", {"quick": preset})
+    assert main(["train", "--out", str(tmp_path / "run"), option]) == 2
+    assert f"{option} is for decoders made of cells" in one_line_error(capsys)
 
 
 def test_the_seed_decides_over_images_and_noise():

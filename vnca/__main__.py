@@ -54,6 +54,7 @@ def _train(options: argparse.Namespace) -> None:
         resume=options.resume,
         overwrite=options.overwrite,
         recompute=options.recompute,
+        compiled=options.compile,
         checkpoint_minutes=options.checkpoint_minutes,
     )
 
@@ -168,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--recompute", action="store_true", help="save memory: compute steps again in the backward pass"
     )
+    command.add_argument("--compile", action="store_true", help="compile the update of the cells with torch.compile")
     command.add_argument("--checkpoint-minutes", type=float, default=1.0, help="time between checkpoints (default: 1)")
     existing = command.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vnca import checkpoints, data, hardware, pretrained
+from vnca.decoders import CellDecoder, compile_update
 from vnca.metrics import Metrics
 from vnca.objectives import objective
 from vnca.packing import PackedImages
@@ -45,6 +46,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     recompute: bool = False,
+    compiled: bool = False,
     checkpoint_minutes: float = 1.0,
     on_log: Callable[[dict], None] = lambda record: None,
 ) -> VAE:
@@ -60,6 +62,7 @@ def train(
         overwrite: start anew in a folder that already has files.
         recompute: compute each step of the cells a second time in the backward pass instead of keeping it. It takes
             about a third more time and a small part of the memory.
+        compiled: compile the update of the cells with `torch.compile`, which takes minutes at the start.
         checkpoint_minutes: time between two checkpoints, which is what a killed run can lose.
         on_log: called with each record of the metrics.
 
@@ -83,7 +86,7 @@ def train(
     )
     images = data.load(config.data, config.split).tensors[0]  # (N, 1, 28, 28)
     require_pixels(images)
-    run = _Run(config, out, images, accelerator, recompute)
+    run = _Run(config, out, images, accelerator, recompute, compiled)
     if resume:
         run.restore()
     elif accelerator.is_main_process:
@@ -105,7 +108,15 @@ def train(
 class _Run:
     """One run: its model, optimizer and progress."""
 
-    def __init__(self, config: TrainConfig, out: Path, images: Tensor, accelerator: Accelerator, recompute: bool):
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        images: Tensor,
+        accelerator: Accelerator,
+        recompute: bool = False,
+        compiled: bool = False,
+    ):
         self.config, self.out, self.accelerator = config, out, accelerator
         self.images = PackedImages(images, accelerator.device)
         self.batch_size = min(config.batch_size, len(images))
@@ -117,7 +128,9 @@ class _Run:
         model = _start(config).to(accelerator.device, memory_format=torch.channels_last)
         self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
         if recompute:
-            model.decoder.recompute = True
+            _require_cells(model.decoder, "--recompute").recompute = True
+        if compiled:
+            compile_update(_require_cells(model.decoder, "--compile"))
         self.objective = objective(model).to(accelerator.device)
         optimizer = torch.optim.Adam(self.objective.parameters(), lr=config.learning_rate, fused=True)
         self.parallel, self.optimizer = accelerator.prepare(self.objective, optimizer)
@@ -300,6 +313,12 @@ def _start(config: TrainConfig) -> VAE:
             raise ValueError(f"the weights {config.init_from} are of another model: {theirs}, not {config.model}")
         model.load_state_dict(pretrained.load(config.init_from).state_dict())
     return model
+
+
+def _require_cells(decoder: torch.nn.Module, option: str) -> CellDecoder:
+    if not isinstance(decoder, CellDecoder):
+        raise ValueError(f"{option} is for decoders made of cells, which a {type(decoder).__name__} is not")
+    return decoder
 
 
 def _check(config: TrainConfig, out: Path, resume: bool, overwrite: bool, checkpoint_minutes: float) -> None:

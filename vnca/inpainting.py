@@ -253,8 +253,8 @@ def _chains(
 ) -> tuple[Tensor, Tensor]:
     """Latents `(S, B, D)` from p(z | x_o), and their logits: importance resampling, then Metropolis-within-Gibbs."""
     z, logits, log_weights = _weighted(task, mixture, CANDIDATES, generator)
-    chosen = _choose(log_weights, num_samples, generator)[..., None]  # (S, B, 1)
-    z, logits = (t.gather(0, chosen.expand(-1, -1, t.shape[-1])) for t in (z, logits))
+    chosen = _choose(log_weights, num_samples, generator)  # (S, B)
+    z, logits = _pick(z, chosen), _pick(logits, chosen)
     for iteration in range(iterations):
         if iteration % JUMP_EVERY == 0:
             z, logits = _jump(task, mixture, z, logits, generator)
@@ -329,14 +329,14 @@ def _step(
 # ---------------------------------------------------------------------------- Gaussians fitted to p(z | x_o)
 
 BANK = 64  # latents drawn from the prior, in whose images the search for modes begins
-STARTS = 8  # of them, so many are tried for each image
+STARTS = 8  # of them, so many are looked at for each image
 MODES = 2  # and so many end in a Gaussian
 CANDIDATES = 64  # latents drawn from the Gaussians, from which the chains' first ones are resampled
-ROUNDS = 2  # Gauss-Newton steps towards a mode
+MOVES = 2  # Gauss-Newton steps towards a mode
 WIDTHS = (1.0, 1.3)  # of the Gaussians: tails of p(z | x_o) are heavier than those of its Laplace approximation
 PRIOR_SHARE = 0.05  # of latents drawn from the prior, so that no weight is without bound
 USED = 0.05  # nats: directions of the latent with less information on images are left to the prior
-DIFFERENCE = 0.6  # of latents at most, for derivatives of logits; secants two deviations wide fit best
+DIFFERENCE = 2.0  # of latents, in deviations of the encoder's posterior: such secants serve better than tangents
 
 
 @dataclass(frozen=True)
@@ -402,58 +402,64 @@ def _fit(task: _Task, search: _Search, generator: torch.Generator | None) -> _Mi
     """The prior, and Gaussians at modes of p(z | x_o), each in several widths.
 
     The search for the first mode begins at the candidate of the highest p(x_o, z), the search for each further one at
-    the candidate farthest from the modes found. Where all is observed one mode is enough.
+    the candidate farthest from the modes found.
     """
-    z = _candidates(task, search, generator)  # (T, B, D), best first
+    z, scale = _candidates(task, search, generator)  # (T, B, D) each, best first
     eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
     mean, root = [torch.zeros_like(z[0])], [eye.expand(z.shape[1], -1, -1)]  # of the prior: (B, D), (B, D, D)
-    start = z[0]
-    for _ in range(1 if task.observed.all() else MODES):
-        new_mean, new_root = _laplace(task, start, search.directions)
+    start = torch.zeros_like(z[0, :, 0], dtype=torch.long)  # (B,), the best candidate
+    for _ in range(min(MODES, len(z))):
+        new_mean, new_root = _laplace(task, _pick(z, start[None])[0], _pick(scale, start[None])[0], search.directions)
         mean += [new_mean] * len(WIDTHS)
         root += [new_root / width for width in WIDTHS]
         apart = torch.stack([(z - m).square().sum(dim=-1) for m in mean[1:]]).amin(dim=0)  # (T, B)
-        start = z.gather(0, apart.argmax(dim=0)[None, :, None].expand(1, -1, z.shape[-1]))[0]  # (B, D)
+        start = apart.argmax(dim=0)
     share = z.new_full((len(mean),), (1 - PRIOR_SHARE) / (len(mean) - 1))
     share[0] = PRIOR_SHARE
     return _Mixture(torch.stack(mean), torch.stack(root), share)
 
 
-def _candidates(task: _Task, search: _Search, generator: torch.Generator | None) -> Tensor:
-    """Latents `(T, B, D)` to begin the search for modes at, those of the highest p(x_o, z) first.
+def _candidates(task: _Task, search: _Search, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Latents to begin the search for modes at, and how far to go for derivatives, `(T, B, D)` each.
 
     Prior images that suit the observed pixels fill in the missing ones, and the encoder reads the result: one step of
-    pseudo-Gibbs.
+    pseudo-Gibbs. The latents of the highest p(x_o, z) come first. Where no pixel is missing there is but one.
     """
+    if task.observed.all():
+        z, scale = _encode(task.model, task.x[None])
+        return z, DIFFERENCE * scale
     mask = task.observed.to(task.x.dtype)
     scores = (task.x * mask) @ search.logits.T - mask @ F.softplus(search.logits).T  # log p(x_o | z), (B, P)
     suiting = scores.topk(STARTS, dim=1).indices.T  # (STARTS, B)
-    z, _ = _encode(task.model, task.fill(search.logits[suiting], generator))
-    best = task.log_joint(z, _decode(task.model, z)).topk(STARTS // 2, dim=0).indices  # (T, B)
-    return z.gather(0, best[..., None].expand(-1, -1, z.shape[-1]))
+    z, scale = _encode(task.model, task.fill(search.logits[suiting], generator))
+    order = task.log_joint(z, _decode(task.model, z)).argsort(dim=0, descending=True)  # (STARTS, B)
+    return _pick(z, order), DIFFERENCE * _pick(scale, order)
 
 
-def _laplace(task: _Task, z: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+def _pick(values: Tensor, indices: Tensor) -> Tensor:
+    """Of values `(N, B, D)` those at indices `(M, B)`, for each image its own: `(M, B, D)`."""
+    return values.gather(0, indices[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def _laplace(task: _Task, z: Tensor, difference: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     """Laplace's approximation of p(z | x_o): modes `(N, D)`, and R `(N, D, D)` with R Rᵀ the precision there.
 
     Gauss-Newton from latents `(N, D)`: with J the derivatives of the logits and p the pixel probabilities, the
-    precision is I + Jᵀ diag(p (1 - p)) J over the observed pixels. A step that does not raise p(x_o, z) is tried again
-    shorter, then dropped. Directions that images do not depend on keep the prior's mean and precision.
+    precision is I + Jᵀ diag(p (1 - p)) J over the observed pixels. J is the dearest part, a decoding for each
+    direction, and is made once. A step that does not raise p(x_o, z) is tried again shorter, then dropped. Directions
+    that images do not depend on keep the prior's mean and precision.
     """
     z = torch.zeros_like(z).index_copy(1, directions, z[:, directions])
     logits = _decode(task.model, z)
-    difference = torch.full_like(z, DIFFERENCE)
-    for _ in range(ROUNDS):
-        jacobian = _jacobian(task.model, z, logits, directions, difference)  # (N, 784, D)
-        root = _root(task, logits, jacobian)
-        difference = (2 * torch.cholesky_inverse(root).diagonal(dim1=1, dim2=2).sqrt()).clamp(max=DIFFERENCE)
+    jacobian = _jacobian(task.model, z, logits, difference, directions)  # (N, 784, D)
+    for _ in range(MOVES):
         error = torch.where(task.observed, task.x - logits.sigmoid(), 0)
         gradient = torch.einsum("npd,np->nd", jacobian, error) - z
-        move = torch.cholesky_solve(gradient[..., None], root)[..., 0]
+        move = torch.cholesky_solve(gradient[..., None], _root(task, logits, jacobian))[..., 0]
         tried = torch.stack([z, z + move, z + 0.3 * move])  # (3, N, D)
         tried_logits = torch.cat([logits[None], _decode(task.model, tried[1:])])
-        best = task.log_joint(tried, tried_logits).argmax(dim=0)[None, :, None]  # (1, N, 1)
-        z, logits = (t.gather(0, best.expand(-1, -1, t.shape[-1]))[0] for t in (tried, tried_logits))
+        best = task.log_joint(tried, tried_logits).argmax(dim=0, keepdim=True)  # (1, N)
+        z, logits = _pick(tried, best)[0], _pick(tried_logits, best)[0]
     return z, _root(task, logits, jacobian)
 
 
@@ -465,13 +471,12 @@ def _root(task: _Task, logits: Tensor, jacobian: Tensor) -> Tensor:
     return torch.linalg.cholesky(eye + torch.einsum("npd,np,npe->nde", jacobian, weight, jacobian))
 
 
-def _jacobian(model: VAE, z: Tensor, logits: Tensor, directions: Tensor, difference: Tensor) -> Tensor:
+def _jacobian(model: VAE, z: Tensor, logits: Tensor, difference: Tensor, directions: Tensor) -> Tensor:
     """Derivatives `(N, 784, D)` of the logits by forward differences `(N, D)`; 0 in all but the given directions."""
-    size = difference[:, directions]  # (N, A)
     steps = torch.diag_embed(difference)[:, directions]  # (N, A, D)
     moved = _decode(model, z[:, None] + steps)  # (N, A, 784)
     jacobian = logits.new_zeros((*logits.shape, z.shape[1]))  # (N, 784, D)
-    jacobian[..., directions] = ((moved - logits[:, None]) / size[..., None]).mT
+    jacobian[..., directions] = (moved - logits[:, None]).mT / difference[:, None, directions]
     return jacobian
 
 

@@ -182,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--limit", type=int, help="this many test images, drawn at random, instead of all")
     command.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
     command.add_argument(
-        "--bfloat16", action="store_true", help="about twice as fast, where the machine has it; changes the figures"
+        "--bfloat16", action="store_true", help="up to twice as fast, where the machine has it; changes the figures"
     )
     command.add_argument(
         "--out", type=Path, help="write the result to this JSON file; an evaluation that was cut goes on from beside it"

@@ -247,7 +247,7 @@ def evaluate(
         num_samples: importance samples an image.
         limit: evaluate on this many images, drawn at random, instead of all.
         seed: of the noise of the samples. The images of a limit do not depend on it.
-        bfloat16: multiply in bfloat16. It takes about half the time and changes the figures.
+        bfloat16: multiply in bfloat16. It takes half to two thirds of the time and changes the figures a little.
         out: a JSON file for the result. What is done is kept beside it until then, in a file of the same name with
             `.part.safetensors` added, and an evaluation that was cut goes on from there when it is called again.
         overwrite: start anew, whatever is kept.

@@ -1,12 +1,16 @@
 """What models cost: counted arithmetic, and tiny runs of the programs that measure it."""
 
+import json
+from functools import partial
+
 import pytest
 import torch
+import train_step
 from torch import nn
 
 from vnca import ConvDecoder, DoublingDecoder, RegrowingDecoder
 from vnca.arithmetic import cell_updates, multiply_adds, training_flops
-from vnca.vae import ModelConfig, build
+from vnca.vae import ModelConfig, build, elbo_terms
 
 
 def test_the_papers_arithmetic():
@@ -35,3 +39,90 @@ def test_multiply_adds_leave_the_module_as_it_was():
 def test_only_cells_are_counted():
     with pytest.raises(ValueError, match="ConvDecoder has no cells"):
         cell_updates(ConvDecoder(latent_size=4, width=2))
+
+
+def test_the_obvious_model_is_the_packages_model():
+    config = train_step.MODELS["tiny"]
+    ours, plain = build(config), train_step.plain_model(config)
+    train_step.start_moving(ours)
+    with torch.no_grad():
+        for theirs, parameter in zip(plain.parameters(), ours.parameters(), strict=True):
+            theirs.copy_(parameter)
+    x, z = torch.rand(2, 1, 28, 28).round(), torch.randn(2, 4)
+    torch.testing.assert_close(plain.decode(z), ours.decode(z))
+    noise = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    log_likelihood, kl = elbo_terms(ours, x, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(plain.loss(x, noise), (kl - log_likelihood).mean())
+
+
+def test_a_matrix_product_is_a_1_by_1_convolution():
+    layer, x = nn.Conv2d(3, 5, 1), torch.randn(2, 3, 4, 6)
+    expected = layer(x)
+    layer.__class__ = train_step.MatrixProduct
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("row", ["plain", "ours", "ours+recompute", "ours+matrix"])
+def test_steps_of_all_rows_train(row, monkeypatch):
+    models = []
+    monkeypatch.setattr(train_step, "start_moving", models.append)
+    base, *changes = row.split("+")
+    make = train_step.plain_step if base == "plain" else partial(train_step.our_step, changes=set(changes))
+    step = make(train_step.MODELS["tiny"], 2, torch.device("cpu"))
+    before = [p.clone() for p in models[0].parameters()]
+    step()
+    # The layer that starts at zero lets nothing through to the cells' other layers at first.
+    assert sum(not torch.equal(p, q) for p, q in zip(models[0].parameters(), before, strict=True)) >= 3
+    assert all(p.isfinite().all() for p in models[0].parameters())
+    products = [m for m in models[0].modules() if isinstance(m, train_step.MatrixProduct)]
+    assert len(products) == (9 if "matrix" in changes else 0)
+
+
+def test_train_step_writes_figures_and_failures(tmp_path, capsys):
+    """A row that fails says why and leaves the others alone: on a CPU, the one that wants a CUDA graph."""
+    rows = ["product", "plain", "ours"] + ([] if torch.cuda.is_available() else ["ours+graph"])
+    assert train_step.main(["--tiny", "--out", str(tmp_path), "--rows", *rows]) == 0
+    (path,) = tmp_path.iterdir()
+    result = json.loads(path.read_text())
+    assert result["threads"] == torch.get_num_threads() and result["torch"] == torch.__version__
+    (step,) = result["steps"]
+    assert (step["model"], step["batch_size"], list(step["rows"])) == ("tiny", 2, rows)
+    ours, plain, product = step["rows"]["ours"], step["rows"]["plain"], step["rows"]["product"]
+    flops = 2 * training_flops(build(train_step.MODELS["tiny"]))
+    assert ours["flops_per_second"] == pytest.approx(flops / ours["seconds"])
+    assert ours["images_per_second"] == pytest.approx(2 / ours["seconds"])
+    assert ours["times_plain"] == pytest.approx(plain["seconds"] / ours["seconds"])
+    assert ours["of_product"] == pytest.approx(ours["flops_per_second"] / product["flops_per_second"])
+    assert ours["peak_bytes"] > 1e7
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in rows)
+    if "ours+graph" in rows:
+        assert "CUDA" in step["rows"]["ours+graph"]["failed"]
+
+
+def test_medians_count_over_all_rounds():
+    rounds = [
+        {"flops": 6, "seconds": [1.0, 9.0], "peak_bytes": 5, "preparation_seconds": 2.0},
+        {"flops": 6, "seconds": [2.0], "peak_bytes": 7, "preparation_seconds": 1.0},
+    ]
+    row = train_step.summarize(rounds, batch_size=4)
+    assert (row["seconds"], row["images_per_second"], row["flops_per_second"]) == (2.0, 2.0, 3.0)
+    assert (row["peak_bytes"], row["preparation_seconds"]) == (7, 1.0)
+    assert train_step.summarize([*rounds, {"failed": "no memory"}], 4) == {"failed": "no memory"}
+
+
+def test_a_row_that_takes_too_long_fails():
+    assert train_step.in_a_process("ours", "tiny", 2, 0.0, limit=0.01) == {"failed": "took longer than 0 s"}
+
+
+@pytest.mark.parametrize("row", ["theirs", "ours+faster", "plain+compile", "product+tf32", ""])
+def test_rows_that_do_not_exist_are_refused(row, capsys):
+    with pytest.raises(SystemExit):
+        train_step.main(["--rows", row])
+    assert f"{row!r} is no row" in capsys.readouterr().err
+
+
+def test_a_rehearsal_overwrites_no_figures(capsys):
+    with pytest.raises(SystemExit):
+        train_step.main(["--tiny"])
+    assert "--tiny needs --out" in capsys.readouterr().err

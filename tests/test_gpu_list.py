@@ -1,0 +1,41 @@
+"""The rehearsal of the work that wants a GPU: every line runs at tiny size and leaves what is to be carried away."""
+
+import json
+
+import gpu_list
+import pytest
+
+import vnca
+from vnca.checkpoints import NAME as CHECKPOINT
+
+
+@pytest.mark.parametrize("line", gpu_list.LINES)
+def test_every_line_runs_at_tiny_size(line, tmp_path):
+    out = tmp_path / "out"
+    command = [line, "--tiny", "--out", str(out), "--work", str(tmp_path / "runs")]
+    assert gpu_list.main(command) == 0
+    if line in gpu_list.NAMES:
+        name = gpu_list.NAMES[line][1]
+        assert vnca.load(out / name).sample(1).shape == (1, 1, 28, 28)
+        assert json.loads((out / f"{name}.json").read_text())["images"] == 4
+        assert not list(out.rglob(CHECKPOINT)), "checkpoints are too large to carry"
+
+
+def test_a_line_that_was_cut_goes_on(tmp_path, monkeypatch):
+    command = ["small", "--tiny", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "runs")]
+    step = gpu_list.training._Run.step
+
+    def cut(run):
+        step(run)
+        if run.update == 2:
+            gpu_list.signal.raise_signal(gpu_list.signal.SIGALRM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu_list.training._Run, "step", cut)
+        assert gpu_list.main([*command, "--seconds", "1000"]) == gpu_list.UNFINISHED
+    gpu_list.signal.alarm(0)
+    run = json.loads((tmp_path / "out" / "doubling-mnist-small" / "config.json").read_text())["run"]
+    assert run["updates"] == 2, "what was cut is carried away as it is"
+    assert gpu_list.main(command) == 0
+    run = json.loads((tmp_path / "out" / "doubling-mnist-small" / "config.json").read_text())["run"]
+    assert run["updates"] == 4

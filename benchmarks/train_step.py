@@ -15,6 +15,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -250,13 +251,17 @@ def peak_bytes(device: torch.device) -> int:
 def in_a_process(row: str, model: str, batch_size: int, seconds: float, limit: float) -> dict:
     """`measure` in a process of its own; what went wrong under "failed", so that other rows go on."""
     arguments = [sys.executable, __file__, "--child", json.dumps([row, model, batch_size, seconds])]
-    try:
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=limit)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"took longer than {limit:.0f} s"}
-    if done.returncode:  # killed, for its memory or by a crash
-        return {"failed": f"ended with code {done.returncode}: {done.stderr[-200:]}"}
-    return json.loads(done.stdout.splitlines()[-1])
+    # Into files: compilers that the process starts would hold a pipe open after it was killed.
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
+        try:
+            done = subprocess.run(arguments, stdout=printed, stderr=errors, timeout=limit)
+        except subprocess.TimeoutExpired:
+            return {"failed": f"took longer than {limit:.0f} s"}
+        for file in (printed, errors):
+            file.seek(0)
+        if done.returncode:  # killed, for its memory or by a crash
+            return {"failed": f"ended with code {done.returncode}: {errors.read()[-200:]}"}
+        return json.loads(printed.read().splitlines()[-1])
 
 
 def child(row: str, model: str, batch_size: int, seconds: float) -> dict:

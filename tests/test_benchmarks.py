@@ -4,6 +4,7 @@ import json
 from functools import partial
 
 import pytest
+import scaling
 import torch
 import train_step
 from torch import nn
@@ -126,3 +127,18 @@ def test_a_rehearsal_overwrites_no_figures(capsys):
     with pytest.raises(SystemExit):
         train_step.main(["--tiny"])
     assert "--tiny needs --out" in capsys.readouterr().err
+
+
+def test_scaling_writes_every_axis_with_its_exponents(tmp_path, capsys):
+    assert scaling.main(["--tiny", "--rounds", "1", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("scaling-*.json")
+    axes = json.loads(path.read_text())["axes"]
+    assert set(axes) == {"cells", "steps", "channels", "batch", "parameters (doubling)", "parameters (conv)"}
+    assert all(point["seconds_per_image"] > 0 for axis in axes.values() for point in axis["points"])
+    arithmetic = {name: axis["arithmetic_exponent"] for name, axis in axes.items()}
+    assert arithmetic["steps"] == pytest.approx(1) and arithmetic["batch"] == pytest.approx(0)
+    assert "of the arithmetic" in capsys.readouterr().out
+
+
+def test_the_exponent_is_the_slope_of_the_upper_points():
+    assert scaling.exponent([1, 2, 4, 8], [100, 4, 16, 64]) == pytest.approx(2)

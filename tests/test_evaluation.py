@@ -288,7 +288,7 @@ def test_the_command_line_goes_on_refuses_and_starts_anew(weights, tmp_path, mon
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_real_evaluation_killed_at_random_moments_goes_on_to_the_same_figures(weights, tmp_path):
-    arguments = ["evaluate", "--weights", weights, "--num-samples", "400", "--limit", "60", "--out"]
+    arguments = ["evaluate", "--weights", weights, "--num-samples", "2000", "--limit", "60", "--out"]
     # Written after each unit, so that many kills hit the writing.
     script = "import sys; from vnca import evaluation; from vnca.__main__ import main; evaluation.SAVE_SECONDS = 0.0; "
     command = [sys.executable, "-c", script + "sys.exit(main(sys.argv[1:]))", *arguments]
@@ -311,6 +311,6 @@ def test_a_real_evaluation_killed_at_random_moments_goes_on_to_the_same_figures(
         if number is not None:
             sizes.append(values_in(kept))
     assert all(a < b for a, b in zip(sizes, sizes[1:], strict=False)), "each part went on from the one before"
-    whole = evaluation.evaluate(weights, 400, 60)
+    whole = evaluation.evaluate(weights, 2000, 60)
     assert figures(json.loads(out.read_text())) == figures(whole)
     assert [path.name for path in out.parent.iterdir()] == ["result.json"], "nothing is left beside the result"

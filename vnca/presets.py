@@ -112,7 +112,7 @@ class Preset:
     def expected(self) -> str:
         """What to expect, in words."""
         if self.minutes is None:
-            return "not trained yet"
+            return "no measured run yet"
         bound = f", {self.nats:.1f} nats".replace("-", "−") if self.nats is not None else ""
         return f"{self.minutes:.0f} minutes on {self.hardware}{bound}"
 

@@ -9,7 +9,7 @@ that are there already are kept as long as weights, images and settings are the 
 A row holds two means over images, each with its standard error:
 
 - `nats_per_pixel`: log p(x_m | x_o) over the number of missing pixels. For a model it is log p(x) - log p(x_o), both
-  estimated by `vnca.inpainting.evidence`; `bounds` says, for the images of the first batch, between what it lies.
+  estimated by `vnca.evidence.evidence`; `bounds` says, for the images of the first batch, between what it lies.
 - `squared_error`: mean over missing pixels of the squared difference between the image and its mean completion.
 
 The baselines predict each missing pixel independently of the others. `pixel mean` takes its mean over the training
@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from vnca import data, evaluation, files, hardware, inpainting, pretrained
+from vnca import data, evaluation, evidence, files, hardware, inpainting, masks, pretrained
 from vnca.seeds import seed_of
 from vnca.vae import VAE
 
@@ -86,7 +86,7 @@ def mean_and_error(values: Tensor) -> list[float]:
 
 def hidden_by(mask: str, n: int) -> Tensor:
     """The masks `(n, 1, 28, 28)` of that name; "none" hides nothing."""
-    return inpainting.center_square(n, 0) if mask == "none" else inpainting.MASKS[mask](n)
+    return masks.center_square(n, 0) if mask == "none" else masks.MASKS[mask](n)
 
 
 def squared_error(prediction: Tensor, x: Tensor, observed: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def measure(model: VAE, x: Tensor, mask: str, num_samples: int, kept: evaluation
         generator = torch.Generator().manual_seed(seed_of(SEED, mask, first))
         with hardware.autocast(device):
             chains = CHAINS if first == 0 else 0
-            found = inpainting.evidence(model, images, seen, num_samples, generator, chains=chains)
+            found = evidence.evidence(model, images, seen, num_samples, generator, chains=chains)
         upper = torch.full_like(found.log_likelihood, math.nan) if found.upper is None else found.upper
         rows = torch.stack([found.log_likelihood, squared_error(found.completion, images, seen), upper], dim=1)
         values += rows.double().flatten().tolist()
@@ -164,7 +164,7 @@ def row_of_model(whole: Measured, part: Measured, missing: Tensor) -> dict:
     }
 
 
-def measure_model(name: str, x: Tensor, masks: Sequence[str], num_samples: int, table: Table, overwrite: bool) -> None:
+def measure_model(name: str, x: Tensor, names: Sequence[str], num_samples: int, table: Table, overwrite: bool) -> None:
     """All rows of a model."""
     folder = pretrained.find(name)
     config = pretrained.read_config(folder)
@@ -179,7 +179,7 @@ def measure_model(name: str, x: Tensor, masks: Sequence[str], num_samples: int, 
         "precision": "bfloat16 autocast" if hardware.has_bfloat16(device) else "float32",
         "seed": SEED,
     }
-    wanted = [mask for mask in masks if overwrite or not table.has(name, mask, settings)]
+    wanted = [mask for mask in names if overwrite or not table.has(name, mask, settings)]
     if not wanted:
         return
     kept = {}
@@ -227,12 +227,12 @@ def neighbor_means(x: Tensor, observed: Tensor, train: Tensor) -> dict[int, Tens
 
 
 def measure_baselines(
-    x: Tensor, train: Tensor, valid: Tensor, masks: Sequence[str], table: Table, overwrite: bool
+    x: Tensor, train: Tensor, valid: Tensor, names: Sequence[str], table: Table, overwrite: bool
 ) -> None:
     """The rows of both baselines, chosen on `valid`, from training images `(M, 784)`."""
     average = (train.sum(dim=0) + 0.5) / (len(train) + 1)  # in (0, 1) also where all training images agree
     settings = {"pixels": digest(x), "train": digest(train), "valid": digest(valid)}
-    for mask in masks:
+    for mask in names:
         seen = hidden_by(mask, len(x))
         if overwrite or not table.has("pixel mean", mask, settings):
             put_baseline(table, "pixel mean", mask, settings, average.expand(len(x), -1), x, seen, {})
@@ -268,7 +268,7 @@ def put_baseline(
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", nargs="*", help="names of shipped weights or folders of runs")
-    parser.add_argument("--masks", nargs="+", default=list(inpainting.MASKS), choices=list(inpainting.MASKS))
+    parser.add_argument("--masks", nargs="+", default=list(masks.MASKS), choices=list(masks.MASKS))
     parser.add_argument("--images", type=int, default=500, help="test images, drawn at random (default: 500)")
     parser.add_argument("--num-samples", type=int, default=48, help="latents an image for each term (default: 48)")
     parser.add_argument("--out", type=Path, default=RESULT)

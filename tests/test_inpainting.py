@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributions import Normal
 
 import vnca
-from vnca import inpainting, pretrained
+from vnca import evidence, inpainting, masks, pretrained, regrowth
 from vnca.__main__ import main
 from vnca.pictures import image_grid, read_png
 
@@ -54,7 +54,7 @@ def linear_toy():
     return toy(2, encode, lambda z: z @ weight.T)
 
 
-RIGHT_OBSERVED = inpainting.left_half(1)
+RIGHT_OBSERVED = masks.left_half(1)
 
 
 def two_sided_toy():
@@ -124,7 +124,7 @@ def one_mode():
 
 
 def test_the_conditional_log_likelihood_meets_quadrature(known):
-    ours = inpainting.conditional_log_likelihood(known.model, known.x, known.observed, 4000, seeded())
+    ours = evidence.conditional_log_likelihood(known.model, known.x, known.observed, 4000, seeded())
     torch.testing.assert_close(ours, known.log_whole - known.log_observed, atol=0.1, rtol=0)
 
 
@@ -132,7 +132,7 @@ def test_evidence_bounds_the_observed_pixels_from_both_sides_and_closes_in(known
     gaps = []
     for num_samples in (2, 32):
         found = [
-            inpainting.evidence(known.model, known.x, known.observed, num_samples, seeded(seed), chains=8)
+            evidence.evidence(known.model, known.x, known.observed, num_samples, seeded(seed), chains=8)
             for seed in range(30)
         ]
         for side, bounds in ((1, [e.upper for e in found]), (-1, [e.log_likelihood for e in found])):
@@ -144,7 +144,7 @@ def test_evidence_bounds_the_observed_pixels_from_both_sides_and_closes_in(known
 
 
 def test_mean_completions_meet_quadrature(known):
-    found = inpainting.evidence(known.model, known.x, known.observed, 2000, seeded()).completion
+    found = evidence.evidence(known.model, known.x, known.observed, 2000, seeded()).completion
     missing = ~known.observed
     torch.testing.assert_close(found[missing], known.mean.view_as(found)[missing], atol=0.02, rtol=0)
     assert torch.equal(found[known.observed], known.x[known.observed])
@@ -164,9 +164,10 @@ def test_completions_are_draws_from_the_conditional_distribution(known):
     check_completions(known, vnca.inpaint(known.model, known.x[:2], known.observed[:2], 1500, seeded()))
 
 
-def test_metropolis_within_gibbs_alone_gets_there_in_the_fast_way(one_mode):
+def test_metropolis_within_gibbs_alone_gets_there_in_the_quick_way(one_mode):
     x, observed = one_mode.x[:2], one_mode.observed[:2]
-    check_completions(one_mode, vnca.inpaint(one_mode.model, x, observed, 1500, seeded(), iterations=60, fast=True))
+    quick = inpainting.QuickInpainter(one_mode.model, seeded(1))
+    check_completions(one_mode, quick(x, observed, 1500, 60, seeded()))
 
 
 def test_pseudo_gibbs_alone_does_not(one_mode, monkeypatch):
@@ -193,11 +194,14 @@ def images(n, dtype=torch.float32):
     return torch.rand(n, 1, 28, 28, generator=seeded(5)).round().to(dtype)
 
 
-@pytest.mark.parametrize("fast", [False, True])
-@pytest.mark.parametrize("name", inpainting.MASKS)
-def test_observed_pixels_come_back_as_they_are(model, name, fast):
-    x, observed = model.sample(3, seeded(1)), inpainting.MASKS[name](3)  # grey
-    completions = vnca.inpaint(model, x, observed, 4, seeded(), iterations=12, fast=fast)
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("name", masks.MASKS)
+def test_observed_pixels_come_back_as_they_are(model, name, quick):
+    x, observed = model.sample(3, seeded(1)), masks.MASKS[name](3)  # grey
+    if quick:
+        completions = inpainting.QuickInpainter(model, seeded(1))(x, observed, 4, 12, seeded())
+    else:
+        completions = vnca.inpaint(model, x, observed, 4, seeded(), iterations=12)
     assert completions.shape == (4, 3, 1, 28, 28)
     assert torch.equal(completions[:, observed], x[observed].expand(4, -1))
     missing = completions[:, ~observed]
@@ -207,7 +211,7 @@ def test_observed_pixels_come_back_as_they_are(model, name, fast):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.uint8, torch.bool])
 def test_images_of_another_type_are_taken(model, dtype):
-    x, observed = images(2, dtype), inpainting.stroke(2)
+    x, observed = images(2, dtype), masks.stroke(2)
     completions = vnca.inpaint(model, x, observed, 2, seeded(), iterations=1)
     assert completions.dtype == (dtype if dtype.is_floating_point else torch.float32)
     assert (completions[:, observed] == x[observed]).all()
@@ -217,7 +221,7 @@ def test_with_all_observed_nothing_changes(model):
     x = images(2)
     assert torch.equal(vnca.inpaint(model, x, torch.ones_like(x, dtype=torch.bool), 3), x.expand(3, -1, -1, -1, -1))
     everything = torch.ones_like(x, dtype=torch.bool)
-    assert (inpainting.conditional_log_likelihood(model, x, everything, 4, seeded()) == 0).all()
+    assert (evidence.conditional_log_likelihood(model, x, everything, 4, seeded()) == 0).all()
 
 
 def test_with_nothing_observed_completions_are_samples(model):
@@ -228,13 +232,13 @@ def test_with_nothing_observed_completions_are_samples(model):
 
 def test_with_nothing_observed_the_conditional_likelihood_is_the_likelihood(one_mode):
     nothing = torch.zeros_like(one_mode.observed)
-    ours = inpainting.conditional_log_likelihood(one_mode.model, one_mode.x, nothing, 1000, seeded())
+    ours = evidence.conditional_log_likelihood(one_mode.model, one_mode.x, nothing, 1000, seeded())
     torch.testing.assert_close(ours, one_mode.log_whole, atol=0.1, rtol=0)
 
 
 def test_a_batch_may_mix_images_with_all_some_and_nothing_observed(model):
     x = model.sample(3, seeded(1))
-    observed = torch.cat([inpainting.center_square(1, size) for size in (0, 14, 28)])
+    observed = torch.cat([masks.center_square(1, size) for size in (0, 14, 28)])
     completions = vnca.inpaint(model, x, observed, 5, seeded(), iterations=12)
     assert torch.equal(completions[:, 0], x[0].expand(5, -1, -1, -1))
     assert torch.equal(completions[:, 1:][:, observed[1:]], x[1:][observed[1:]].expand(5, -1))
@@ -243,27 +247,30 @@ def test_a_batch_may_mix_images_with_all_some_and_nothing_observed(model):
 
 @pytest.mark.parametrize("n", [0, 1, inpainting.GROUP + 1])
 def test_batches_of_any_size(model, n):
-    x, observed = images(n), inpainting.left_half(n)
+    x, observed = images(n), masks.left_half(n)
     assert vnca.inpaint(model, x, observed, 2, iterations=1).shape == (2, n, 1, 28, 28)
-    assert vnca.inpaint(model, x, observed, 2, iterations=1, fast=True).shape == (2, n, 1, 28, 28)
-    assert inpainting.conditional_log_likelihood(model, x, observed, 3).shape == (n,)
+    assert inpainting.QuickInpainter(model)(x, observed, 2, 1).shape == (2, n, 1, 28, 28)
+    assert evidence.conditional_log_likelihood(model, x, observed, 3).shape == (n,)
 
 
 def test_missing_pixels_play_no_part(model):
-    x, observed = images(2), inpainting.center_square(2)
+    x, observed = images(2), masks.center_square(2)
     other = torch.where(observed, x, 1 - x)
-    for fast in (False, True):
-        one, two = (vnca.inpaint(model, t, observed, 3, seeded(), iterations=3, fast=fast) for t in (x, other))
+    quick = inpainting.QuickInpainter(model, seeded(1))
+    for one, two in (
+        [vnca.inpaint(model, t, observed, 3, seeded(), iterations=3) for t in (x, other)],
+        [quick(t, observed, 3, 3, seeded()) for t in (x, other)],
+    ):
         assert torch.equal(one, two)
-    one, two = (inpainting.evidence(model, t, observed, 8, seeded(), chains=2) for t in (x, other))
+    one, two = (evidence.evidence(model, t, observed, 8, seeded(), chains=2) for t in (x, other))
     assert torch.equal(one.log_likelihood, two.log_likelihood) and torch.equal(one.upper, two.upper)
 
 
 def test_completions_are_reproducible_by_their_generator(model):
-    x, observed = images(2), inpainting.left_half(2)
+    x, observed = images(2), masks.left_half(2)
     one, two, three = (vnca.inpaint(model, x, observed, 3, seeded(seed), iterations=3) for seed in (1, 1, 2))
     assert torch.equal(one, two) and not torch.equal(one, three)
-    one, two = (inpainting.conditional_log_likelihood(model, x, observed, 8, seeded(1)) for _ in range(2))
+    one, two = (evidence.conditional_log_likelihood(model, x, observed, 8, seeded(1)) for _ in range(2))
     assert torch.equal(one, two)
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
@@ -271,11 +278,13 @@ def test_completions_are_reproducible_by_their_generator(model):
     assert torch.equal(before, torch.random.get_rng_state()), "no random number from elsewhere"
 
 
-def test_the_fast_way_decodes_no_more_than_it_says(model):
+def test_the_quick_way_decodes_no_more_than_it_says(model):
     sizes = []
+    quick = inpainting.QuickInpainter(model, seeded(), size=3)
     hook = model.decoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    vnca.inpaint(model, images(2), inpainting.left_half(2), 4, seeded(), iterations=5, fast=True)
+    completions = quick(images(2), masks.left_half(2), 4, 5, seeded())
     hook.remove()
+    assert completions.shape == (4, 2, 1, 28, 28), "also where there are more completions than images to begin with"
     assert sum(sizes) == 2 * 4 * (5 + 1)
 
 
@@ -292,16 +301,16 @@ def ask(model, x=None, observed=None, *more):
         (lambda m: ask(m, 255 * torch.ones(1, 1, 28, 28)), "from 255 to 255: divide"),
         (lambda m: ask(m, torch.full((1, 1, 28, 28), math.nan)), "NaN; put any number"),
         (lambda m: ask(m, None, torch.ones(2, 1, 28, 28)), "the mask is bool, .* not torch.float32; compare"),
-        (lambda m: ask(m, None, inpainting.left_half(1)), r"\(2, 1, 28, 28\), not \(1, 1, 28, 28\)"),
-        (lambda m: ask(m, None, inpainting.left_half(2)[:, 0]), r"\(2, 1, 28, 28\), not \(2, 28, 28\)"),
+        (lambda m: ask(m, None, masks.left_half(1)), r"\(2, 1, 28, 28\), not \(1, 1, 28, 28\)"),
+        (lambda m: ask(m, None, masks.left_half(2)[:, 0]), r"\(2, 1, 28, 28\), not \(2, 28, 28\)"),
         (lambda m: ask(m, None, None, 0), "at least 1 and iterations at least 0, not 0 and"),
-        (lambda m: vnca.inpaint(m, images(1), inpainting.left_half(1), iterations=-1), "at least 0, not 16 and -1"),
-        (lambda m: inpainting.evidence(m, images(1), inpainting.left_half(1), 0), "at least 1 .* not 0 and 0"),
-        (lambda m: inpainting.evidence(m, images(1), inpainting.left_half(1), chains=-1), "not 128 and -1"),
-        (lambda m: inpainting.conditional_log_likelihood(m, images(2), inpainting.left_half(1)), "mask has the shape"),
-        (lambda m: inpainting.center_square(1, 29), "0 to 28 pixels, not 29"),
-        (lambda m: inpainting.stroke(1, width=0), "more than 0 pixels wide, not 0"),
-        (lambda m: inpainting.random_half(-1), "at least 0, not -1"),
+        (lambda m: vnca.inpaint(m, images(1), masks.left_half(1), iterations=-1), "at least 0, not 16 and -1"),
+        (lambda m: evidence.evidence(m, images(1), masks.left_half(1), 0), "at least 1 .* not 0 and 0"),
+        (lambda m: evidence.evidence(m, images(1), masks.left_half(1), chains=-1), "not 128 and -1"),
+        (lambda m: evidence.conditional_log_likelihood(m, images(2), masks.left_half(1)), "mask has the shape"),
+        (lambda m: masks.center_square(1, 29), "0 to 28 pixels, not 29"),
+        (lambda m: masks.stroke(1, width=0), "more than 0 pixels wide, not 0"),
+        (lambda m: masks.random_half(-1), "at least 0, not -1"),
     ],
 )
 def test_bad_input_is_named(model, call, message):
@@ -312,22 +321,22 @@ def test_bad_input_is_named(model, call, message):
 # ------------------------------------------------------------------------------------------------------------ masks
 
 
-@pytest.mark.parametrize("name", inpainting.MASKS)
+@pytest.mark.parametrize("name", masks.MASKS)
 def test_masks_are_bool_deterministic_and_the_same_in_longer_batches(name):
-    mask = inpainting.MASKS[name](40)
+    mask = masks.MASKS[name](40)
     assert mask.shape == (40, 1, 28, 28) and mask.dtype == torch.bool
-    assert torch.equal(mask[:7], inpainting.MASKS[name](7))
+    assert torch.equal(mask[:7], masks.MASKS[name](7))
     hidden = (~mask).flatten(1).sum(dim=1)
     shares = {"center square": (196, 196), "left half": (392, 392), "random half": (392, 392), "stroke": (100, 260)}
     assert shares[name][0] <= hidden.min() and hidden.max() <= shares[name][1]
 
 
 def test_masks_hide_where_they_say():
-    assert not inpainting.center_square(1, 2)[0, 0, 13:15, 13:15].any()
-    assert not inpainting.left_half(1)[..., :14].any() and inpainting.left_half(1)[..., 14:].all()
-    random = inpainting.random_half(50)
-    assert not torch.equal(random[0], random[1]) and not torch.equal(random, inpainting.random_half(50, seed=1))
-    strokes = ~inpainting.stroke(50)[:, 0]
+    assert not masks.center_square(1, 2)[0, 0, 13:15, 13:15].any()
+    assert not masks.left_half(1)[..., :14].any() and masks.left_half(1)[..., 14:].all()
+    random = masks.random_half(50)
+    assert not torch.equal(random[0], random[1]) and not torch.equal(random, masks.random_half(50, seed=1))
+    strokes = ~masks.stroke(50)[:, 0]
     from_side_to_side = strokes.any(dim=1).all(dim=1) | strokes.any(dim=2).all(dim=1)
     assert from_side_to_side.all() and len(strokes.unique(dim=0)) == 50
 
@@ -354,7 +363,7 @@ def square(size, grid=32):
 def test_regrowth_shows_erasing_planting_and_each_step(decoder):
     *_, grown = decoder.grow(torch.randn(2, 4, generator=seeded()))
     region, z = square(5), torch.randn(2, 4, generator=seeded(1))
-    erased, planted, *steps = inpainting.regrow(decoder, grown, region, z, 3)
+    erased, planted, *steps = regrowth.regrow(decoder, grown, region, z, 3)
     outside, inside = ~region.expand_as(grown), region.expand_as(grown)
     for frame in (erased, planted):
         assert torch.equal(frame[outside], grown[outside])
@@ -370,9 +379,9 @@ def test_noise_can_be_planted_or_nothing():
     decoder, _ = decoders()
     *_, grown = decoder.grow(torch.randn(1, 4, generator=seeded()))
     noise = torch.randn(grown.shape, generator=seeded(1))
-    _, planted = inpainting.regrow(decoder, grown, square(4), noise, 0)
+    _, planted = regrowth.regrow(decoder, grown, square(4), noise, 0)
     assert torch.equal(planted, torch.where(square(4), noise, grown))
-    erased, stepped = inpainting.regrow(decoder, grown, square(4), None, 1)
+    erased, stepped = regrowth.regrow(decoder, grown, square(4), None, 1)
     torch.testing.assert_close(stepped, erased + decoder.update(erased))
 
 
@@ -382,25 +391,25 @@ def test_an_early_state_is_replayed_to_the_full_grid():
     states, events = list(decoder.grow(z)), [event for event, _ in decoder.schedule()]
     early = next(state for state in states if state.shape[-1] == 8)  # right after the doubling
     nothing = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
-    _, *frames = inpainting.regrow(decoder, early, nothing, None, decoder.steps)
+    _, *frames = regrowth.regrow(decoder, early, nothing, None, decoder.steps)
     assert [frame.shape[-1] for frame in frames] == [8] * 2 + [16] * 3 + [32] * 3
     torch.testing.assert_close(frames[-1], states[-1])
     assert events.count("double") == 4
-    edited = list(inpainting.regrow(decoder, early, square(2, 8), torch.randn(2, 4, generator=seeded(1)), 2))
+    edited = list(regrowth.regrow(decoder, early, square(2, 8), torch.randn(2, 4, generator=seeded(1)), 2))
     assert not torch.allclose(edited[-1], states[-1])
 
 
 def test_regions_of_cells_from_masks_and_on_earlier_grids():
-    observed = inpainting.center_square(2, 14)
-    region = inpainting.cells_of(observed)
+    observed = masks.center_square(2, 14)
+    region = regrowth.cells_of(observed)
     assert region.shape == (2, 1, 32, 32) and torch.equal(region[..., 2:30, 2:30], ~observed)
     assert region.sum() == 2 * 14**2
-    coarse = inpainting.coarsen(region, 8)
+    coarse = regrowth.coarsen(region, 8)
     assert coarse.dtype == torch.bool and coarse.shape == (2, 1, 8, 8)
     one = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
     one[..., 9, 31] = True
-    assert inpainting.coarsen(one, 8).nonzero().tolist() == [[0, 0, 2, 7]]
-    assert torch.equal(inpainting.coarsen(one, 32), one)
+    assert regrowth.coarsen(one, 8).nonzero().tolist() == [[0, 0, 2, 7]]
+    assert torch.equal(regrowth.coarsen(one, 32), one)
 
 
 @pytest.mark.parametrize(
@@ -419,14 +428,14 @@ def test_regions_of_cells_from_masks_and_on_earlier_grids():
 def test_impossible_regrowth_is_named(change, message):
     ask = {"decoder": decoders()[0], "state": torch.zeros(1, 4, 32, 32), "region": square(2), "reseed": None}
     with pytest.raises(ValueError, match=message):
-        list(inpainting.regrow(**{**ask, "steps": 1, **change}))
+        list(regrowth.regrow(**{**ask, "steps": 1, **change}))
 
 
 def test_impossible_regions_are_named():
     with pytest.raises(ValueError, match="of 32 x 32 cells does not come from one of 5 x 5"):
-        inpainting.coarsen(square(2), 5)
+        regrowth.coarsen(square(2), 5)
     with pytest.raises(ValueError, match=r"bool \(B, 1, 28, 28\), not torch.bool \(1, 1, 32, 32\)"):
-        inpainting.cells_of(square(2))
+        regrowth.cells_of(square(2))
 
 
 # ------------------------------------------------------------------------------------------------- the command line
@@ -438,7 +447,7 @@ def job(tmp_path, model):
     config = vnca.ModelConfig("doubling", 4, 2, {"hidden": 4, "steps": 1})
     pretrained.save(model, config, tmp_path / "run")
     png(tmp_path / "in.png", 255 * images(1)[0, 0])
-    png(tmp_path / "mask.png", 255 * inpainting.left_half(1)[0, 0])
+    png(tmp_path / "mask.png", 255 * masks.left_half(1)[0, 0])
 
     def run(**changes):
         options = {"weights": "run", "image": "in.png", "mask": "mask.png", "out": "out.png", "n": "4", **changes}
@@ -462,7 +471,7 @@ def one_line_error(capsys):
 
 def test_the_command_writes_the_image_the_damage_and_the_completions(job, model, capsys):
     assert job() == 0
-    x, observed = images(1), inpainting.left_half(1)
+    x, observed = images(1), masks.left_half(1)
     completions = vnca.inpaint(model, x, observed, 4, seeded(0))
     expected = image_grid([x[0], torch.where(observed, x, 0.5)[0], *completions[:, 0]], columns=6)
     assert np.array_equal(np.asarray(Image.open(job.folder / "out.png")), expected)
@@ -474,7 +483,7 @@ def test_the_command_writes_the_image_the_damage_and_the_completions(job, model,
 
 def test_another_size_is_refused_unless_resized(job, capsys):
     large = np.kron(255 * images(1)[0, 0].numpy(), np.ones((5, 5)))
-    mask = np.kron(255 * inpainting.center_square(1)[0, 0].numpy(), np.ones((5, 5)))
+    mask = np.kron(255 * masks.center_square(1)[0, 0].numpy(), np.ones((5, 5)))
     mask[0, 0] = 0  # a corner of one small pixel
     png(job.folder / "large.png", large)
     png(job.folder / "large-mask.png", mask)
@@ -598,35 +607,35 @@ def test_the_benchmark_writes_a_row_for_each_model_and_mask(bench):
 
 
 def test_a_row_is_made_of_both_likelihoods_and_their_bounds(bench, monkeypatch):
-    def evidence(model, x, observed, num_samples, generator, *, chains):
+    def ask(model, x, observed, num_samples, generator, *, chains):
         seen = observed.flatten(1).sum(dim=1).float()
-        return inpainting.Evidence(-seen, 2 - seen if chains else None, torch.full_like(x, 0.5))
+        return evidence.Evidence(-seen, 2 - seen if chains else None, torch.full_like(x, 0.5))
 
-    monkeypatch.setattr(inpainting, "evidence", evidence)
+    monkeypatch.setattr(evidence, "evidence", ask)
     for row in bench():
         if row["model"] == "run":  # whole images have -784 nats, so each missing pixel has -1
             assert row["nats_per_pixel"] == [pytest.approx(-1), pytest.approx(0, abs=1e-6)]
             assert row["squared_error"][0] == pytest.approx(0.25)
-            missing = (~inpainting.MASKS[row["mask"]](2)).flatten(1).sum(dim=1)
+            missing = (~masks.MASKS[row["mask"]](2)).flatten(1).sum(dim=1)
             width = (2 / missing).mean().item()
             assert row["bounds"]["lower"] == pytest.approx(-1 - width)
             assert row["bounds"]["upper"] == pytest.approx(-1 + width)
 
 
 def test_a_benchmark_that_was_cut_goes_on_to_the_same_figures(bench, monkeypatch):
-    whole, evidence, calls = bench(out="whole.json"), inpainting.evidence, []
+    whole, ask, calls = bench(out="whole.json"), evidence.evidence, []
 
     def cut_off(*arguments, **more):
         calls.append(1)
         if len(calls) == 5:  # in the middle of the first mask
             raise KeyboardInterrupt
-        return evidence(*arguments, **more)
+        return ask(*arguments, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(inpainting, "evidence", cut_off)
+        patch.setattr(evidence, "evidence", cut_off)
         with pytest.raises(KeyboardInterrupt):
             bench()
-    monkeypatch.setattr(inpainting, "evidence", lambda *a, **more: calls.append(1) or evidence(*a, **more))
+    monkeypatch.setattr(evidence, "evidence", lambda *a, **more: calls.append(1) or ask(*a, **more))
     assert without_dates(bench()) == without_dates(whole)
     assert len(calls) == 1 + 9, "three batches for whole images and each mask, each once but for the one that was cut"
     assert without_dates(bench()) == without_dates(whole) and len(calls) == 10, "what is there is not measured again"
@@ -636,7 +645,7 @@ def test_a_benchmark_that_was_cut_goes_on_to_the_same_figures(bench, monkeypatch
 
 def test_the_neighbors_are_those_with_the_fewest_differences():
     train = (torch.rand(40, 784, generator=seeded()) < 0.5).float()
-    x, observed = train[7].view(1, 1, 28, 28), inpainting.left_half(1)
+    x, observed = train[7].view(1, 1, 28, 28), masks.left_half(1)
     order = benchmark.nearest(x, observed, train, 3)[0]
     distances = ((train != train[7]) & observed.flatten()).sum(dim=1)
     assert order[0] == 7 and torch.equal(distances[order], distances.sort().values[:3])

@@ -42,14 +42,14 @@ def panel():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The options of every call of `inpaint`."""
-    seen, inpaint = [], widgets.inpaint
+    """Which sampler was called, the quick one or the whole, every time one was."""
+    seen = []
 
-    def counted(*arguments, **options):
-        seen.append(options)
-        return inpaint(*arguments, **options)
+    def counted(name, sampler):
+        return lambda *arguments: seen.append(name) or sampler(*arguments)
 
-    monkeypatch.setattr(widgets, "inpaint", counted)
+    monkeypatch.setattr(widgets.QuickInpainter, "__call__", counted("quick", widgets.QuickInpainter.__call__))
+    monkeypatch.setattr(widgets, "inpaint", counted("whole", widgets.inpaint))
     return seen
 
 
@@ -127,9 +127,9 @@ def test_each_control_changes_what_it_is_there_for(panel, control, value, expect
 def test_the_cells_of_the_hole_die_and_the_update_goes_on(monkeypatch):
     """By hand, with completions that are known: all missing pixels white, and no noise."""
     monkeypatch.setattr(
-        widgets,
-        "inpaint",
-        lambda model, x, observed, n, *_, **__: torch.where(observed, x, 1.0).expand(n, -1, -1, -1, -1),
+        widgets.QuickInpainter,
+        "__call__",
+        lambda _, x, observed, n, *__: torch.where(observed, x, 1.0).expand(n, -1, -1, -1, -1),
     )
     model, images = some_model(), some_images()
     regrowth = Regrowth(model, images, num_quick=2)
@@ -214,10 +214,10 @@ def test_only_the_latest_holes_are_remembered(calls, monkeypatch):
 def test_dragging_is_quick_and_the_button_samples_longer(panel, calls):
     assert "over 4 completions, a quick estimate" in panel.figures.value
     panel.row.value = 5
-    assert calls == [{"fast": True, "iterations": 0}]
+    assert calls == ["quick"]
     before = panel.settle()
     panel.longer.click()
-    assert calls[1:] == [{}]  # the sampler's own settings
+    assert calls[1:] == ["whole"]
     assert changed(before, panel.settle()) == {"regrown", "difference", "uncertainty"}
     assert "over 5 completions of the whole sampler" in panel.figures.value
     assert panel.longer.disabled

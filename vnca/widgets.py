@@ -25,8 +25,9 @@ from torch import Generator, Tensor
 
 from vnca import healing, plotting
 from vnca.decoders import IMAGE_SIZE, DoublingDecoder, RegrowingDecoder
-from vnca.inpainting import cells_of, inpaint, regrow
+from vnca.inpainting import QuickInpainter, inpaint
 from vnca.pictures import to_pixels
+from vnca.regrowth import cells_of, regrow
 from vnca.seeds import seed_of
 from vnca.vae import VAE, require_pixels, standard_normal
 
@@ -36,6 +37,7 @@ SAMPLE_LONGER = "Sample longer"
 HOLE_COLOR = (0.90, 0.62, 0.0)  # Okabe and Ito's orange: neither ink nor paper
 ENLARGED = 4  # times, in each direction
 MOST_STEPS = 1000
+QUICK_ITERATIONS = 6  # of the chains of a quick estimate, which the time of a redraw depends on
 REMEMBERED = 32  # holes whose completions are kept
 NO_PATH = (None, [], iter(()))  # of a regrowth: its settings, the frames so far, the states to come
 
@@ -124,6 +126,7 @@ class Regrowth:
         self.images = images.to(next(model.parameters()))
         self.num_completions, self.num_quick = num_completions, num_quick
         self.seed = seed
+        self._quick = QuickInpainter(self.model, Generator().manual_seed(seed_of("widget", seed)))
         self._completed: OrderedDict[tuple, _Completed] = OrderedDict()
         self._grown: tuple = (None, None)  # settings, states
         self._path = NO_PATH
@@ -189,7 +192,7 @@ class Regrowth:
         if longer:
             painted = inpaint(self.model, x, observed, self.num_completions, generator)
         else:
-            painted = inpaint(self.model, x, observed, self.num_quick, generator, fast=True, iterations=0)
+            painted = self._quick(x, observed, self.num_quick, QUICK_ITERATIONS, generator)
         painted = painted[:, 0]  # (K, 1, 28, 28)
         # The encoder learned from images of 0 and 1, so the missing pixels are drawn, not left grey.
         drawn = torch.bernoulli(painted.cpu(), generator=generator).to(painted.device)

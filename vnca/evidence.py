@@ -1,0 +1,119 @@
+"""How likely the missing pixels are given the observed ones, by importance sampling.
+
+log p(x_m | x_o) = log p(x) - log p(x_o): two marginal likelihoods, of all pixels and of the observed ones.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vnca.inpainting import GROUP, ITERATIONS, chains_of
+from vnca.posterior import Search, Task, fit, prepare, require_task, weighted
+from vnca.vae import VAE
+
+
+@torch.no_grad()
+def conditional_log_likelihood(
+    model: VAE,
+    x: Tensor,
+    observed: Tensor,
+    num_samples: int = 128,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """log p(x_m | x_o) = log p(x) - log p(x_o), of the missing pixels given the observed ones: `(B,)` nats.
+
+    Both terms are estimated by `evidence`, each with Gaussians fitted to its own posterior. Each is too low in
+    expectation, by less with more samples. So their difference is no bound: where log p(x_o) is underestimated by more
+    than log p(x), it flatters the model. The upper bounds of `evidence` tell by how much at most.
+
+    Args:
+        model: a `VAE`.
+        x: images `(B, 1, 28, 28)` in [0, 1], complete: where the mask is False they hold what is to be predicted.
+        observed: bool mask of the same shape, True where a pixel is observed.
+        num_samples: latents of each image for each of the two terms.
+        generator: source of the noise, for reproducible figures.
+
+    Raises:
+        ValueError: as `inpaint` does.
+    """
+    require_task(x, observed)
+    some_missing = ~observed.flatten(1).all(dim=1)
+    whole = evidence(model, x, torch.ones_like(observed), num_samples, generator).log_likelihood
+    part = evidence(model, x, observed, num_samples, generator).log_likelihood
+    return torch.where(some_missing, whole - part, 0)  # with no pixel missing nothing is left to predict
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the observed pixels of B images tell, by importance sampling.
+
+    Attributes:
+        log_likelihood: `(B,)`, estimates of log p(x_o) in nats; lower bounds in expectation.
+        upper: `(B,)`, upper bounds of log p(x_o) in nats, in expectation and as far as the chains have converged; None
+            where no chains were asked for.
+        completion: `(B, 1, 28, 28)`, the mean of p(x_m = 1 | z) over p(z | x_o) at missing pixels, and x at the others.
+    """
+
+    log_likelihood: Tensor
+    upper: Tensor | None
+    completion: Tensor
+
+
+@torch.no_grad()
+def evidence(
+    model: VAE,
+    x: Tensor,
+    observed: Tensor,
+    num_samples: int = 128,
+    generator: torch.Generator | None = None,
+    *,
+    chains: int = 0,
+) -> Evidence:
+    """log p(x_o) of the observed pixels and their mean completion, by importance sampling.
+
+    The estimate is log 1/K Σ w(z_k) with w(z) = p(x_o, z) / r(z) and K latents from r, Gaussians fitted to p(z | x_o).
+    It is a lower bound in expectation, as `vnca.iwae` is. Let one of the latents come from p(z | x_o) instead: then
+    their joint density is 1/K Σ w(z_k) / p(x_o) times that of K latents from r, so the expectation of the same
+    expression is log p(x_o) plus a Kullback-Leibler divergence, an upper bound. The two close in on log p(x_o) as K
+    grows (Grosse, Ghahramani & Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo", 2015).
+
+    Args:
+        model: a `VAE`.
+        x: images `(B, 1, 28, 28)` in [0, 1]; the values of missing pixels play no part.
+        observed: bool mask of the same shape, True where a pixel is observed.
+        num_samples: the number K of latents an image.
+        generator: source of the noise, for reproducible figures.
+        chains: so many latents of each image are drawn from p(z | x_o), as in `inpaint`, for the upper bound.
+
+    Raises:
+        ValueError: as `inpaint` does, or if `chains` is negative.
+    """
+    require_task(x, observed)
+    if num_samples < 1 or chains < 0:
+        raise ValueError(f"num_samples is at least 1 and chains at least 0, not {num_samples} and {chains}")
+    search = prepare(model, generator)
+    parts = []
+    for images, mask in zip(x.split(GROUP), observed.split(GROUP), strict=True):
+        parts.append(_evidence(Task.of(model, images, mask), search, num_samples, chains, generator))
+    log_likelihood, upper, completion = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Evidence(log_likelihood, upper if chains else None, completion.view(x.shape))
+
+
+def _evidence(
+    task: Task, search: Search, num_samples: int, chains: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Estimates `(B,)`, upper bounds `(B,)` (infinite without chains) and mean completions `(B, 784)`."""
+    mixture = fit(task, search, generator)
+    _, logits, log_weights = weighted(task, mixture, num_samples, generator)  # (K, B, 784), (K, B)
+    estimate = log_weights.logsumexp(dim=0) - math.log(num_samples)
+    mean = torch.einsum("kb,kbp->bp", log_weights.softmax(dim=0), logits.sigmoid())
+    completion = torch.where(task.observed, task.x, mean)
+    if chains == 0:
+        return estimate, torch.full_like(estimate, math.inf), completion
+    z, logits = chains_of(task, mixture, chains, ITERATIONS, generator)  # from other latents than the K
+    replacing = task.log_joint(z, logits) - mixture.log_prob(z)  # (S, B)
+    others = log_weights[1:].logsumexp(dim=0)  # (B,)
+    upper = torch.logaddexp(others, replacing) - math.log(num_samples)
+    return estimate, upper.mean(dim=0), completion

@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from vnca import cells
 from vnca.decoders import ConvDecoder, DoublingDecoder, RegrowingDecoder
-from vnca.objectives import HOLE_SIZE, LARGEST, Elbo, PersistentElbo, objective
-from vnca.vae import VAE, Encoder, elbo_terms
+from vnca.healing import image
+from vnca.objectives import HOLE_SIZE, LARGEST, CoarseToFine, Elbo, PersistentElbo, objective
+from vnca.vae import VAE, Encoder, bernoulli_log_likelihood, elbo_terms
 
 CHANNELS = 3
 
@@ -235,14 +237,96 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_what_exceeds_the_largest_value_of_a_channel_is_penalized_and_pulled_back():
-    persistent = full(PersistentElbo(model(), pool_size=8))
-    drawn = persistent.draw(images(8), *generators())
-    drawn["start"][:] = LARGEST
-    drawn["start"][:, 1] = -(LARGEST + 6.0)  # one of three channels is 6 too large
-    drawn["steps"] = 0
-    terms = persistent(**drawn)
-    assert terms.penalty[drawn["resumed"]].tolist() == pytest.approx([2.0] * 4)
+    def penalized(steps):
+        persistent = full(PersistentElbo(model(steps, steps), pool_size=8))
+        drawn = persistent.draw(images(8), *generators())
+        drawn["start"][:] = LARGEST
+        drawn["start"][:, 1] = -(LARGEST + 6.0)  # one of three channels is 6 too large
+        return persistent, drawn["resumed"], persistent(**drawn)
+
+    _, resumed, terms = penalized(0)
+    assert terms.penalty[resumed].tolist() == pytest.approx([2.0] * 4)
     assert not terms.penalty[terms.fresh].any()
-    drawn["steps"] = 1
-    persistent(**drawn).penalty.sum().backward()
+    persistent, _, terms = penalized(1)
+    terms.penalty.sum().backward()
     assert all(p.grad.any() for p in persistent.model.decoder.parameters())
+
+
+def test_the_likelihood_is_the_mean_over_the_range_of_steps():
+    persistent, x = PersistentElbo(model(2, 4), pool_size=8), images(4)
+    drawn = persistent.draw(x, *generators())
+    posterior = persistent.model.encode(x)
+    states = [persistent.model.decoder.seed(posterior.mean + posterior.stddev * drawn["noise"])]
+    for _ in range(4):
+        states.append(persistent.model.decoder.step(states[-1]))
+    each = [bernoulli_log_likelihood(image(state), x) for state in states]
+    for steps in (2, 3, 4):
+        terms = persistent(**drawn | {"steps": steps})
+        torch.testing.assert_close(terms.log_likelihood, torch.stack(each[2:]).mean(dim=0))
+        torch.testing.assert_close(terms.outcome, states[steps].detach().bfloat16())
+
+
+# ------------------------------------------------------------------------------------------------------- lessons
+
+
+def taught(lessons=((8, 2), (16, 1)), decoder=(4, 8)) -> CoarseToFine:
+    return objective(model(*decoder), lessons)
+
+
+def test_lessons_come_in_their_order_and_then_the_pool():
+    drawn = [taught().draw(images(4), *generators(), update) for update in range(4)]
+    assert [each.get("side") for each in drawn] == [8, 8, 16, None]
+    assert "start" in drawn[3] and "start" not in drawn[2]
+
+
+@pytest.mark.parametrize(("side", "steps"), [(4, (1,)), (8, (1, 2)), (16, (2, 3, 4)), (32, (4, 5, 6, 7, 8))])
+def test_a_lesson_is_the_likelihood_of_the_coarse_image_on_a_small_grid(side, steps):
+    coarse, x = taught(((side, 1),)), images(3)
+    drawn = coarse.draw(x, *generators())
+    terms = coarse(**drawn)
+    posterior = coarse.model.encode(x)
+    z = posterior.mean + posterior.stddev * drawn["noise"]
+    states = [cells.seed(z, side)]
+    for _ in range(max(steps)):
+        states.append(coarse.model.decoder.step(states[-1]))
+    whole = torch.zeros(3, 1, 32, 32)
+    whole[..., 2:-2, 2:-2] = x
+    block = 32 // side
+    target = whole.unfold(2, block, block).unfold(3, block, block).mean(dim=(-2, -1))
+    likelihoods = [
+        -torch.nn.functional.binary_cross_entropy_with_logits(states[step][:, :1], target, reduction="none").sum(
+            (1, 2, 3)
+        )
+        for step in steps
+    ]
+    torch.testing.assert_close(terms.log_likelihood, block**2 * torch.stack(likelihoods).mean(dim=0))
+    torch.testing.assert_close(terms.kl, coarse.persistent(**coarse.persistent.draw(x, *generators())).kl)
+    assert terms.fresh.all() and terms.outcome is None
+
+
+def test_a_lesson_teaches_the_cells_alone_and_leaves_no_weight_without_a_gradient():
+    coarse = taught()
+    terms = coarse(**coarse.draw(images(4), *generators(), 0))
+    (terms.kl - terms.log_likelihood).mean().backward()
+    assert all((p.grad == 0).all() for p in coarse.model.encoder.parameters())
+    assert all(p.grad.any() for p in coarse.model.decoder.parameters())
+
+
+def test_after_the_lessons_everything_is_as_without_them():
+    coarse, persistent = taught(), objective(model(4, 8))
+    drawn = coarse.draw(images(8), *generators(), 3)
+    terms, expected = coarse(**drawn), persistent(**persistent.draw(images(8), *generators()))
+    torch.testing.assert_close(terms.log_likelihood, expected.log_likelihood)
+    coarse.keep(drawn, terms.outcome)
+    assert coarse.persistent.filled.sum() == 8
+
+
+@pytest.mark.parametrize("lesson", [(5, 1), (0, 1), (1, 1), (64, 1), (8, 0)])
+def test_impossible_lessons_are_refused(lesson):
+    with pytest.raises(ValueError, match=rf"side of 2, 4, 8, 16 or 32 .* not \({lesson[0]}, {lesson[1]}\)"):
+        taught((lesson,))
+
+
+def test_lessons_are_for_regrowing_decoders():
+    with pytest.raises(ValueError, match="not for a ConvDecoder"):
+        objective(VAE(Encoder(4, width=2), ConvDecoder(4, width=2)), ((8, 1),))

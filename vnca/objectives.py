@@ -6,19 +6,21 @@ returned, tensors cut along their first dimension and whole numbers as they are.
 need, from the outcomes of all shares. The pool is the same in each process.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from vnca import cells
-from vnca.decoders import GRID_SIZE, IMAGE_SIZE, RegrowingDecoder, crop
+from vnca.decoders import BORDER, GRID_SIZE, IMAGE_SIZE, RegrowingDecoder, crop
 from vnca.growing import Pool
 from vnca.vae import VAE, bernoulli_log_likelihood, gaussian_kl, standard_normal
 
 HOLE_SIZE = IMAGE_SIZE // 2  # cells along each side of a damage in training
 POOL_SIZE = 1024
-LARGEST = 50.0  # what a channel of a cell may grow to without a penalty
+LARGEST = 10.0  # what a channel of a cell may grow to without a penalty
 
 
 class Terms(NamedTuple):
@@ -50,13 +52,14 @@ class Elbo(nn.Module):
         super().__init__()
         self.model = model
 
-    def draw(self, x: Tensor, generator: Generator, host: Generator) -> dict[str, Tensor | int]:
+    def draw(self, x: Tensor, generator: Generator, host: Generator, update: int = 0) -> dict[str, Tensor | int]:
         """The random choices of one update.
 
         Args:
             x: the batch's images `(B, 1, 28, 28)`.
             generator: source of what is drawn where the images live.
             host: source of what is drawn on the CPU; unused here.
+            update: how many updates came before; unused here.
         """
         return {"x": x, "noise": _noise(self.model, x, generator)}
 
@@ -76,18 +79,21 @@ class PersistentElbo(nn.Module):
 
     The first half of a batch is fresh: images are encoded and grown from their seeds. The second half goes on from
     states of the pool, each with the image it was grown for; half of those, a quarter of the batch, start with a hole
-    of 14 × 14 cells. All take the same random number of steps. Afterwards resumed states return to their places and
-    the fresh ones replace others, drawn at random. While the pool fills up, a place may be drawn that is still empty:
-    the sample is then fresh.
+    of 14 × 14 cells. Afterwards resumed states return to their places and the fresh ones replace others, drawn at
+    random. While the pool fills up, a place may be drawn that is still empty: the sample is then fresh.
 
-    No pixel shows the hidden channels, so nothing keeps them from growing from one resumption to the next; without a
-    penalty they reached millions within 500 updates. The penalty is the mean, over cells and channels, of what
-    exceeds 50 in absolute value, like the overflow loss of Niklasson et al., "Self-Organising Textures", Distill 2021.
-    The released code of the VNCA paper has none.
+    Three things differ from the released code of the VNCA paper.
 
-    A resumed state was made by an encoder of the past, so its likelihood says nothing about today's encoder, and its
-    KL term is zero. The released code of the paper counts the KL term of these images too, which makes it weigh twice
-    as much in what the encoder learns.
+    - There an update draws a number of steps from the decoder's range and takes the likelihood after it. Here the
+      likelihood is the mean over all numbers of the range: the same in expectation, without the noise of the draw.
+      What is drawn is the number of steps after which the state goes into the pool.
+    - No pixel shows the hidden channels, so nothing keeps them from growing from one resumption to the next; without a
+      penalty they reached millions within 500 updates. The penalty is the mean, over cells and channels of the last
+      state, of what exceeds 10 in absolute value, like the overflow loss of Niklasson et al., "Self-Organising
+      Textures", Distill 2021.
+    - A resumed state was made by an encoder of the past, so its likelihood says nothing about today's encoder, and its
+      KL term is zero. There the KL term of these images counts too, and so weighs twice as much in what the encoder
+      learns.
 
     Args:
         model: a `VAE` with a `RegrowingDecoder`.
@@ -107,13 +113,14 @@ class PersistentElbo(nn.Module):
         self.register_buffer("images", torch.zeros(pool_size, 1, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.bool))
         self.register_buffer("filled", torch.zeros(pool_size, dtype=torch.bool))
 
-    def draw(self, x: Tensor, generator: Generator, host: Generator) -> dict[str, Tensor | int]:
+    def draw(self, x: Tensor, generator: Generator, host: Generator, update: int = 0) -> dict[str, Tensor | int]:
         """The random choices of one update: which states of the pool, where the holes are, and how many steps.
 
         Args:
             x: the batch's binary images `(B, 1, 28, 28)`, with B at most the size of the pool.
             generator: source of what is drawn where the images live.
             host: source of what is drawn on the CPU, so that a GPU need not be waited for.
+            update: how many updates came before; unused here.
 
         Raises:
             ValueError: if the batch is larger than the pool.
@@ -136,7 +143,7 @@ class PersistentElbo(nn.Module):
         }
 
     def forward(self, x: Tensor, noise: Tensor, start: Tensor, resumed: Tensor, place: Tensor, steps: int) -> Terms:
-        """The terms of one share of what `draw` returned; the outcome are the last states, without a graph.
+        """The terms of one share of what `draw` returned; the outcome are states to resume, without a graph.
 
         Args:
             x: images `(B, 1, 28, 28)`.
@@ -144,18 +151,25 @@ class PersistentElbo(nn.Module):
             start: states of the pool `(B, C, 32, 32)`, used where a sample is resumed.
             resumed: which samples are, `(B,)` bool.
             place: where `keep` puts the outcome, `(B,)`; not used here.
-            steps: how many steps all samples take.
+            steps: how many steps the outcome has taken.
         """
         decoder = self.model.decoder
         z, kl = _sample_posterior(self.model, x, noise)
         state = torch.where(_column(resumed), start.to(z.dtype), decoder.seed(z))  # (B, C, 32, 32)
-        state = decoder.run(state, steps)
+        log_likelihood, outcome = torch.zeros_like(kl), state
+        for taken in range(decoder.max_steps + 1):
+            if taken > 0:
+                state = decoder.step(state)
+            if taken >= decoder.min_steps:
+                log_likelihood = log_likelihood + bernoulli_log_likelihood(crop(state[:, :1]), x)
+            if taken == steps:
+                outcome = state
         return Terms(
-            log_likelihood=bernoulli_log_likelihood(crop(state[:, :1]), x),
+            log_likelihood=log_likelihood / (decoder.max_steps + 1 - decoder.min_steps),
             kl=kl.masked_fill(resumed, 0),
             penalty=(state.abs() - LARGEST).relu().mean(dim=(1, 2, 3)),
             fresh=~resumed,
-            outcome=state.detach().to(self.pool.states.dtype),
+            outcome=outcome.detach().to(self.pool.states.dtype),
         )
 
     def keep(self, drawn: dict[str, Tensor | int], outcome: Tensor) -> None:
@@ -169,9 +183,95 @@ class PersistentElbo(nn.Module):
         self.filled[place] = outcome.isfinite().flatten(1).all(dim=1)
 
 
-def objective(model: VAE) -> Elbo | PersistentElbo:
-    """What to train a model with: a regrowing one with a pool, every other with the ELBO alone."""
-    return PersistentElbo(model) if isinstance(model.decoder, RegrowingDecoder) else Elbo(model)
+class CoarseToFine(nn.Module):
+    """Lessons before the whole: the update of a regrowing decoder learns on small grids first.
+
+    From the border of a 32 × 32 grid it takes 16 steps until its middle knows where it is, and a gradient as many to
+    come back. On 8 × 8 cells it is 4 steps and a sixteenth of the cells, and the rule to be learned is much the same:
+    it does not know how large its grid is. So lessons go from small grids to large ones. In a lesson on `s × s` cells
+
+    - the image is the mean of the pixels that each cell stands for, with two pixels of border;
+    - the range of steps shrinks with the side of the grid;
+    - the likelihood counts `(32 / s)²` times, so that it compares with that of all pixels;
+    - nothing teaches the encoder, so it should be one that was trained, with another decoder;
+    - there is no pool.
+
+    After the lessons comes `PersistentElbo`. None of this is in the VNCA paper.
+
+    Args:
+        persistent: what comes after the lessons.
+        lessons: pairs of the side of the grid, a divisor of 32 that is at least 2, and the number of updates.
+
+    Raises:
+        ValueError: if a lesson is impossible.
+    """
+
+    def __init__(self, persistent: PersistentElbo, lessons: Sequence[tuple[int, int]]):
+        super().__init__()
+        for side, updates in lessons:
+            if side < 2 or GRID_SIZE % side or updates < 1:
+                raise ValueError(
+                    f"a lesson has a grid with a side of 2, 4, 8, 16 or 32 and at least 1 update, not {(side, updates)}"
+                )
+        self.persistent = persistent
+        self.sides = [side for side, updates in lessons for _ in range(updates)]
+
+    @property
+    def model(self) -> VAE:
+        """What is trained."""
+        return self.persistent.model
+
+    def draw(self, x: Tensor, generator: Generator, host: Generator, update: int = 0) -> dict[str, Tensor | int]:
+        """The random choices of one update, as `PersistentElbo` draws them; in a lesson the noise of the latents.
+
+        Args:
+            x, generator, host: as for `PersistentElbo`.
+            update: how many updates came before.
+        """
+        if update >= len(self.sides):
+            return self.persistent.draw(x, generator, host)
+        return {"x": x, "noise": _noise(self.model, x, generator), "side": self.sides[update]}
+
+    def forward(self, x: Tensor, noise: Tensor, side: int | None = None, **drawn: Tensor | int) -> Terms:
+        """The terms of one share of what `draw` returned, in a lesson on a grid of `side × side` cells."""
+        if side is None:
+            return self.persistent(x, noise, **drawn)
+        decoder, pixels = self.model.decoder, GRID_SIZE // side  # along each side of a cell
+        z, kl = _sample_posterior(self.model, x, noise)
+        z, kl = (t.detach() + 0 * t for t in (z, kl))  # a gradient of zero: several processes want one for each weight
+        target = F.avg_pool2d(F.pad(x, (BORDER, BORDER, BORDER, BORDER)), pixels)  # (B, 1, side, side)
+        state = cells.seed(z, side)  # (B, C, side, side)
+        first, last = decoder.min_steps // pixels, max(1, decoder.max_steps // pixels)
+        log_likelihood = torch.zeros_like(kl)
+        for taken in range(1, last + 1):
+            state = decoder.step(state)
+            if taken >= first:
+                log_likelihood = log_likelihood + bernoulli_log_likelihood(state[:, :1], target)
+        return Terms(
+            log_likelihood=pixels**2 * log_likelihood / (last + 1 - max(1, first)),
+            kl=kl,
+            penalty=(state.abs() - LARGEST).relu().mean(dim=(1, 2, 3)),
+            fresh=torch.ones_like(kl, dtype=torch.bool),
+            outcome=None,
+        )
+
+    def keep(self, drawn: dict[str, Tensor | int], outcome: Tensor) -> None:
+        """As `PersistentElbo` does."""
+        self.persistent.keep(drawn, outcome)
+
+
+def objective(model: VAE, lessons: Sequence[tuple[int, int]] = ()) -> Elbo | PersistentElbo | CoarseToFine:
+    """What to train a model with: a regrowing one with a pool, after its lessons, every other with the ELBO alone.
+
+    Raises:
+        ValueError: if lessons are given for a decoder that cannot have any.
+    """
+    if not isinstance(model.decoder, RegrowingDecoder):
+        if lessons:
+            raise ValueError(f"lessons are for a RegrowingDecoder, not for a {type(model.decoder).__name__}")
+        return Elbo(model)
+    persistent = PersistentElbo(model)
+    return CoarseToFine(persistent, lessons) if lessons else persistent
 
 
 def _noise(model: VAE, x: Tensor, generator: Generator) -> Tensor:

@@ -25,6 +25,9 @@ class TrainConfig:
         clip: the largest norm of the gradient; a longer one is scaled down to it.
         ema: decay of the exponential moving average of the weights, which is what is kept and evaluated; 0 for none.
         init_from: weights to start from, a name or a folder as `vnca.load` takes it, instead of random ones.
+        encoder_from: weights whose encoder to start with, likewise.
+        lessons: what the update of a regrowing decoder learns on small grids first, see `vnca.objectives.CoarseToFine`:
+            pairs of the side of the grid and the number of updates, which count among those of the run.
         seed: of the initial weights and of every random choice.
 
     Raises:
@@ -44,9 +47,12 @@ class TrainConfig:
     clip: float = 10.0
     ema: float = 0.999
     init_from: str | None = None
+    encoder_from: str | None = None
+    lessons: tuple[tuple[int, int], ...] = ()
     seed: int = 0
 
     def __post_init__(self):
+        object.__setattr__(self, "lessons", tuple(map(tuple, self.lessons)))  # JSON has lists only
         if (self.updates is None) == (self.minutes is None):
             raise ValueError(f"a run has updates or minutes, one of the two, not {self.updates} and {self.minutes}")
         for name, least in (("updates", 1), ("batch_size", 1), ("warmup", 0), ("kl_warmup", 0)):
@@ -172,15 +178,29 @@ PRESETS = {
         "the paper's model with the best recipe so far",
     ),
     "regrow": Preset(REGROW, "the regrowing (non-doubling) VNCA as Palm et al. 2022 trained it"),
-    "regrow-small": Preset(
+    "conv-small": Preset(
         TrainConfig(
-            ModelConfig("regrowing", 48, 8, {"hidden": 48, "min_steps": 16, "max_steps": 24}),
+            ModelConfig("conv", 32, 8, {"width": 8}),
             "binarized-mnist",
             "train+valid",
-            updates=12_000,
+            updates=8000,
+            batch_size=64,
+            learning_rate=2e-3,
+        ),
+        "the encoder and latent of `regrow-small`, a convolutional decoder: the encoder to begin that with",
+    ),
+    "regrow-small": Preset(
+        TrainConfig(
+            ModelConfig("regrowing", 32, 8, {"hidden": 32, "min_steps": 16, "max_steps": 24}),
+            "binarized-mnist",
+            "train+valid",
+            updates=16_000,
             batch_size=32,
-            learning_rate=3e-3,
+            learning_rate=2e-3,
+            kl_warmup=0,
             clip=1.0,
+            encoder_from="conv-mnist-small",
+            lessons=((8, 2000), (16, 2500), (32, 4000)),
         ),
         "the regrowing VNCA of the live pages",
     ),

@@ -131,7 +131,7 @@ class _Run:
             _require_cells(model.decoder, "--recompute").recompute = True
         if compiled:
             compile_update(_require_cells(model.decoder, "--compile"))
-        self.objective = objective(model).to(accelerator.device)
+        self.objective = objective(model, config.lessons).to(accelerator.device)
         optimizer = torch.optim.Adam(self.objective.parameters(), lr=config.learning_rate, fused=True)
         self.parallel, self.optimizer = accelerator.prepare(self.objective, optimizer)
         self.noise = torch.Generator(accelerator.device)  # of what is drawn where the images live
@@ -186,7 +186,7 @@ class _Run:
         self.noise.manual_seed(seed_of(config.seed, "noise", self.update))
         self.host.manual_seed(seed_of(config.seed, "host", self.update))
         x = torch.bernoulli(self.batch(), generator=self.noise)  # (B, 1, 28, 28)
-        drawn = self.objective.draw(x, self.noise, self.host)
+        drawn = self.objective.draw(x, self.noise, self.host, self.update)
         terms = self.parallel(**self.share(drawn))
         loss = config.kl_weight_at(self.update) * terms.kl - terms.log_likelihood + terms.penalty  # (b,)
         self.optimizer.zero_grad()
@@ -302,7 +302,7 @@ def _start(config: TrainConfig) -> VAE:
     """The model that training starts from.
 
     Raises:
-        ValueError: if `init_from` names no weights, or those of another model.
+        ValueError: if `init_from` or `encoder_from` names no weights, or those of another model or encoder.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -312,6 +312,16 @@ def _start(config: TrainConfig) -> VAE:
         if theirs != config.model:
             raise ValueError(f"the weights {config.init_from} are of another model: {theirs}, not {config.model}")
         model.load_state_dict(pretrained.load(config.init_from).state_dict())
+    if config.encoder_from is not None:
+        theirs = pretrained.load(config.encoder_from).encoder
+        try:
+            model.encoder.load_state_dict(theirs.state_dict())
+        except RuntimeError:
+            sizes = [f"{sum(p.numel() for p in encoder.parameters()):,}" for encoder in (theirs, model.encoder)]
+            raise ValueError(
+                f"the weights {config.encoder_from} have another encoder, of {sizes[0]} parameters, not {sizes[1]}: "
+                "it needs the same latent_size and encoder_width"
+            ) from None
     return model
 
 

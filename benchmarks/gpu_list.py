@@ -59,6 +59,8 @@ def configuration(preset: str, tiny: bool) -> TrainConfig:
         batch_size=4,
         minutes=None,
         updates=4,
+        encoder_from=None,
+        lessons=config.lessons and ((8, 1), (16, 1)),
     )
 
 

@@ -287,6 +287,37 @@ def test_init_from_takes_weights_alone(tmp_path, capsys):
     assert "are of another model: ModelConfig(decoder='doubling', latent_size=64" in one_line_error(capsys)
 
 
+def test_encoder_from_takes_the_encoder_of_a_model_with_another_decoder(tmp_path, capsys):
+    first = tmp_path / "first"
+    assert main(["train", "--out", str(first)]) == 0
+    run, plain = run_of(replace(REGROWING, encoder_from=str(first))), run_of(REGROWING)
+    theirs = {key: value for key, value in weights(first).items() if key.startswith("encoder.")}
+    assert theirs and same(theirs, {key: run.objective.model.state_dict()[key] for key in theirs})
+    assert same(run.objective.model.decoder.state_dict(), plain.objective.model.decoder.state_dict())
+    with pytest.raises(ValueError, match="have another encoder, of 338,112 parameters, not .* same latent_size"):
+        run_of(replace(REGROWING, encoder_from="doubling-mnist-small"))
+
+
+def test_lessons_leave_the_encoder_as_it_was_and_resume_as_if_never_stopped(tmp_path, monkeypatch):
+    config = replace(REGROWING, lessons=((8, 2), (16, 2)), updates=7, ema=0.0)
+    before = run_of(config).objective.model.encoder.state_dict()
+    for updates in (4, 7):
+        training.train(replace(config, updates=updates), tmp_path / str(updates))
+    encoders = [
+        {key.removeprefix("encoder."): v for key, v in weights(tmp_path / name).items() if key.startswith("encoder.")}
+        for name in ("4", "7")
+    ]
+    assert same(encoders[0], before), "four lessons"
+    assert not same(encoders[1], before), "and then the whole"
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(config, tmp_path / "cut")
+    training.train(config, tmp_path / "cut", resume=True)
+    assert same(weights(tmp_path / "cut"), weights(tmp_path / "7"))
+
+
 def test_a_run_bounded_by_minutes_anneals_to_its_end(tmp_path):
     minutes = 0.03
     config = replace(TINY, updates=None, minutes=minutes, batch_size=32)

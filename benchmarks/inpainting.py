@@ -6,11 +6,13 @@ For shipped weights or the folders of runs; without names the baselines alone. E
 `results/inpainting.json`, written as soon as it is measured. A call that was cut goes on when it is repeated, and rows
 that are there already are kept as long as weights, images and settings are the same.
 
-A row holds two means over images, each with its standard error:
+A row holds three means over images, each with its standard error:
 
 - `nats_per_pixel`: log p(x_m | x_o) over the number of missing pixels. For a model it is log p(x) - log p(x_o), both
-  estimated by `vnca.evidence.evidence`; `bounds` says, for the images of the first batch, between what it lies.
-- `squared_error`: mean over missing pixels of the squared difference between the image and its mean completion.
+  estimated by `vnca.evidence.evidence`; `bounds` says between what it lies.
+- `squared_error`: mean over missing pixels of the squared difference between the image and its mean completion p.
+- `expected_error`: mean over missing pixels of p (1 - p). It is what the squared error would be if pixels were white as
+  often as p says; where the squared error is larger, the prediction is too sure of itself.
 
 The baselines predict each missing pixel independently of the others. `pixel mean` takes its mean over the training
 images. `neighbors` takes its mean over the k training images nearest to the observed pixels (Hamming distance), mixed
@@ -23,7 +25,6 @@ import datetime
 import hashlib
 import itertools
 import json
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ RESULT = Path(__file__).resolve().parent.parent / "results" / "inpainting.json"
 DATA = "binarized-mnist"
 SEED = 0
 BATCH = inpainting.GROUP  # images between two writes of what is kept
-CHAINS = 4  # latents of each image of the first batch, for the upper bounds
+CHAINS = 8  # of each image, for the upper bounds and the mean completions
 
 NEIGHBORS = (1, 2, 4, 8, 16, 32, 64, 128)
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.4)  # of the pixel mean in the prediction of the neighbors
@@ -89,11 +90,16 @@ def hidden_by(mask: str, n: int) -> Tensor:
     return masks.center_square(n, 0) if mask == "none" else masks.MASKS[mask](n)
 
 
-def squared_error(prediction: Tensor, x: Tensor, observed: Tensor) -> Tensor:
-    """Mean over the missing pixels, 0 where there are none: three `(N, 1, 28, 28)` -> `(N,)`."""
+def over_missing(values: Tensor, observed: Tensor) -> Tensor:
+    """Mean over the missing pixels, 0 where there are none: two `(N, 1, 28, 28)` -> `(N,)`."""
     missing = ~observed.flatten(1)
-    total = ((prediction - x).flatten(1).square() * missing).sum(dim=1)
-    return total / missing.sum(dim=1).clamp(min=1)
+    return (values.flatten(1) * missing).sum(dim=1) / missing.sum(dim=1).clamp(min=1)
+
+
+def errors(prediction: Tensor, x: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """The squared error and the expected one: three `(N, 1, 28, 28)` -> `(N,)` each."""
+    spread = prediction * (1 - prediction)
+    return over_missing((prediction - x).square(), observed), over_missing(spread, observed)
 
 
 # ------------------------------------------------------------------------------------------------------- models
@@ -105,15 +111,19 @@ class Measured:
 
     Attributes:
         log_likelihood: estimates of log p(x_o) in nats.
-        squared_error: of the mean completion, mean over missing pixels.
-        upper: upper bounds of log p(x_o) in nats; NaN beyond the first batch.
+        upper: upper bounds of log p(x_o) in nats.
+        squared_error, expected_error: of the mean completion, mean over missing pixels.
         seconds: the time it took.
     """
 
     log_likelihood: Tensor
-    squared_error: Tensor
     upper: Tensor
+    squared_error: Tensor
+    expected_error: Tensor
     seconds: float
+
+
+FIGURES = 4  # of each image
 
 
 @torch.no_grad()
@@ -121,44 +131,35 @@ def measure(model: VAE, x: Tensor, mask: str, num_samples: int, kept: evaluation
     """log p(x_o) and the error of the mean completion, batch by batch; goes on from what is kept."""
     observed = hidden_by(mask, len(x))
     device = next(model.parameters()).device
-    values, seconds = kept.load()  # three numbers an image
+    values, seconds = kept.load()
     bar.reset(len(x))
     for first in range(0, len(x), BATCH):
         part = slice(first, first + BATCH)
         images, seen = x[part].to(device), observed[part].to(device)
         bar.update(len(images))
-        if len(values) > 3 * first:
+        if len(values) > FIGURES * first:
             continue
         started = time.monotonic()
         # Of the mask and the batch alone, so that a measurement that was cut goes on as it would have.
         generator = torch.Generator().manual_seed(seed_of(SEED, mask, first))
         with hardware.autocast(device):
-            chains = CHAINS if first == 0 else 0
-            found = evidence.evidence(model, images, seen, num_samples, generator, chains=chains)
-        upper = torch.full_like(found.log_likelihood, math.nan) if found.upper is None else found.upper
-        rows = torch.stack([found.log_likelihood, squared_error(found.completion, images, seen), upper], dim=1)
+            found = evidence.evidence(model, images, seen, num_samples, generator, chains=CHAINS)
+        rows = torch.stack([found.log_likelihood, found.upper, *errors(found.completion, images, seen)], dim=1)
         values += rows.double().flatten().tolist()
         seconds += time.monotonic() - started
         kept.save(values, seconds)
-    return Measured(*torch.tensor(values, dtype=torch.float64).view(-1, 3).T, seconds)
+    return Measured(*torch.tensor(values, dtype=torch.float64).view(-1, FIGURES).T, seconds)
 
 
 def row_of_model(whole: Measured, part: Measured, missing: Tensor) -> dict:
     """A row from log p(x), log p(x_o) and the number of missing pixels `(N,)`."""
-    bounded = ~part.upper.isnan()
     lower, upper = whole.log_likelihood - part.upper, whole.upper - part.log_likelihood
     middle = whole.log_likelihood - part.log_likelihood
     return {
         "nats_per_pixel": mean_and_error(middle / missing),
         "squared_error": mean_and_error(part.squared_error),
-        "bounds": {
-            "images": int(bounded.sum()),
-            "chains": CHAINS,
-            **{
-                name: (values / missing)[bounded].mean().item()
-                for name, values in (("lower", lower), ("estimate", middle), ("upper", upper))
-            },
-        },
+        "expected_error": mean_and_error(part.expected_error),
+        "bounds": {"lower": mean_and_error(lower / missing), "upper": mean_and_error(upper / missing)},
         "minutes": round(part.seconds / 60, 2),
         "minutes_whole_images": round(whole.seconds / 60, 2),  # of log p(x), which all masks share
     }
@@ -176,6 +177,7 @@ def measure_model(name: str, x: Tensor, names: Sequence[str], num_samples: int, 
         "weights": digest(*model.state_dict().values()),
         "pixels": digest(x),
         "num_samples": num_samples,
+        "chains": CHAINS,
         "precision": "bfloat16 autocast" if hardware.has_bfloat16(device) else "float32",
         "seed": SEED,
     }
@@ -252,6 +254,7 @@ def measure_baselines(
 def put_baseline(
     table: Table, name: str, mask: str, identity: dict, probability: Tensor, x: Tensor, seen: Tensor, chosen: dict
 ) -> None:
+    squared, expected = errors(probability.view_as(x), x, seen)
     table.put(
         {
             "model": name,
@@ -259,7 +262,8 @@ def put_baseline(
             "mask": mask,
             "identity": identity,
             "nats_per_pixel": mean_and_error(independent(probability, x, seen)),
-            "squared_error": mean_and_error(squared_error(probability.view_as(x), x, seen)),
+            "squared_error": mean_and_error(squared),
+            "expected_error": mean_and_error(expected),
             "settings": chosen,
         }
     )
@@ -270,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("weights", nargs="*", help="names of shipped weights or folders of runs")
     parser.add_argument("--masks", nargs="+", default=list(masks.MASKS), choices=list(masks.MASKS))
     parser.add_argument("--images", type=int, default=500, help="test images, drawn at random (default: 500)")
-    parser.add_argument("--num-samples", type=int, default=48, help="latents an image for each term (default: 48)")
+    parser.add_argument("--num-samples", type=int, default=64, help="latents an image for each term (default: 64)")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--overwrite", action="store_true", help="measure rows again that are there already")
     options = parser.parse_args(arguments)

@@ -54,6 +54,7 @@ class Evidence:
         upper: `(B,)`, upper bounds of log p(x_o) in nats, in expectation and as far as the chains have converged; None
             where no chains were asked for.
         completion: `(B, 1, 28, 28)`, the mean of p(x_m = 1 | z) over p(z | x_o) at missing pixels, and x at the others.
+            From the chains, if there are any, because few of the weighted latents carry most of the weight.
     """
 
     log_likelihood: Tensor
@@ -108,12 +109,11 @@ def _evidence(
     mixture = fit(task, search, generator)
     _, logits, log_weights = weighted(task, mixture, num_samples, generator)  # (K, B, 784), (K, B)
     estimate = log_weights.logsumexp(dim=0) - math.log(num_samples)
-    mean = torch.einsum("kb,kbp->bp", log_weights.softmax(dim=0), logits.sigmoid())
-    completion = torch.where(task.observed, task.x, mean)
     if chains == 0:
-        return estimate, torch.full_like(estimate, math.inf), completion
-    z, logits = chains_of(task, mixture, chains, ITERATIONS, generator)  # from other latents than the K
+        mean = torch.einsum("kb,kbp->bp", log_weights.softmax(dim=0), logits.sigmoid())
+        return estimate, torch.full_like(estimate, math.inf), torch.where(task.observed, task.x, mean)
+    z, logits, mean = chains_of(task, mixture, chains, ITERATIONS, generator)  # from other latents than the K
     replacing = task.log_joint(z, logits) - mixture.log_prob(z)  # (S, B)
     others = log_weights[1:].logsumexp(dim=0)  # (B,)
     upper = torch.logaddexp(others, replacing) - math.log(num_samples)
-    return estimate, upper.mean(dim=0), completion
+    return estimate, upper.mean(dim=0), torch.where(task.observed, task.x, mean)

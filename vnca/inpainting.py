@@ -89,7 +89,7 @@ def inpaint(
     for rows in partial.split(GROUP) if len(partial) else ():
         task = Task.of(model, x[rows], observed[rows])
         mixture = fit(task, search, generator)
-        _, logits = chains_of(task, mixture, num_samples, iterations, generator)
+        _, logits, _ = chains_of(task, mixture, num_samples, iterations, generator)
         drawn = logits.sigmoid().view(num_samples, -1, *x.shape[1:]).to(x.dtype)
         completions[:, rows] = torch.where(observed[rows], x[rows], drawn)
     return completions
@@ -144,17 +144,25 @@ def _require_numbers(num_samples: int, iterations: int) -> None:
 
 def chains_of(
     task: Task, mixture: Mixture, num_samples: int, iterations: int, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Latents `(S, B, D)` from p(z | x_o), and their logits: importance resampling, then Metropolis-within-Gibbs."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Chains of latents from p(z | x_o): importance resampling, then Metropolis-within-Gibbs.
+
+    Returns:
+        The last latents `(S, B, D)`, their logits `(S, B, 784)`, and the mean `(B, 784)` of the pixel probabilities
+        over all chains and the second half of their iterations.
+    """
     z, logits, log_weights = weighted(task, mixture, CANDIDATES, generator)
     chosen = choose(log_weights, num_samples, generator)  # (S, B)
     z, logits = pick(z, chosen), pick(logits, chosen)
+    second_half, total = range(iterations // 2, iterations), torch.zeros_like(logits[0])
     for iteration in range(iterations):
         if iteration % JUMP_EVERY == 0:
             z, logits = _jump(task, mixture, z, logits, generator)
         else:
             z, logits = _step(task, z, logits, iteration, generator)
-    return z, logits
+        if iteration in second_half:
+            total += logits.sigmoid().mean(dim=0)
+    return z, logits, total / len(second_half) if iterations else logits.sigmoid().mean(dim=0)
 
 
 def _jump(

@@ -23,7 +23,7 @@ from vnca.decoders import IMAGE_SIZE
 from vnca.vae import CHUNK_SIZE, VAE, at_least_float32, gaussian_kl, require_pixels, standard_normal
 
 PIXELS = IMAGE_SIZE**2
-BANK = 64  # latents drawn from the prior, in whose images the search for modes begins
+BANK = 512  # latents drawn from the prior, in whose images the search for modes begins
 STARTS = 8  # of them, so many are looked at for each image
 MODES = 2  # and so many end in a Gaussian
 MOVES = 2  # Gauss-Newton steps towards a mode

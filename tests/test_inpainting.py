@@ -619,7 +619,7 @@ def test_a_row_is_made_of_both_likelihoods_and_their_bounds(bench, monkeypatch):
         if row["model"] == "run":  # whole images have -784 nats, so each missing pixel has -1
             assert row["nats_per_pixel"] == [pytest.approx(-1), pytest.approx(0, abs=1e-6)]
             assert row["squared_error"][0] == pytest.approx(0.25)
-            missing = (~masks.MASKS[row["mask"]](2)).flatten(1).sum(dim=1)
+            missing = (~masks.MASKS[row["mask"]](5)).flatten(1).sum(dim=1)
             width = (2 / missing).mean().item()
             assert row["bounds"]["lower"][0] == pytest.approx(-1 - width)
             assert row["bounds"]["upper"][0] == pytest.approx(-1 + width)

@@ -1,12 +1,13 @@
-"""Fill the generated parts of README.md and book/intro.md, each between its markers.
+"""Fill the generated parts of README.md and of pages of the book, each between its markers.
 
-The chapters come from `_toc.yml`, the results from `results/*.json`, the picture of growing digits from the shipped
-weights. Run it after any of them changed: python scripts/readme.py
+The chapters come from `_toc.yml`, tables from `results/*.json`, the picture of growing digits from the shipped weights.
+Run it after any of them changed: python scripts/readme.py
 """
 
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -24,7 +25,7 @@ CAPTION = (
     "same learned rule and sees only its neighbors; four times each cell becomes four."
 )
 
-MODELS = {"doubling": "doubling VNCA", "conv": "convolutional VAE"}
+MODELS = {"doubling": "doubling VNCA", "conv": "convolutional VAE", "regrowing": "regrowing (non-doubling) VNCA"}
 
 # Published figures, all in nats per image on the test set of MNIST.
 PAPER = "[Palm et al. 2022](https://openreview.net/forum?id=7fFO4cMBx_9)"
@@ -33,8 +34,8 @@ PUBLISHED = [
     ("doubling VNCA", "−84.15", REPRODUCTION),
     ("doubling VNCA", "−84.23", PAPER),
     ("convolutional VAE", "−84.64", REPRODUCTION),
-    ("non-doubling VNCA", "−89.3", REPRODUCTION),
-    ("non-doubling VNCA", "−90.97", PAPER),
+    ("regrowing (non-doubling) VNCA", "−89.3", REPRODUCTION),
+    ("regrowing (non-doubling) VNCA", "−90.97", PAPER),
 ]
 
 
@@ -111,6 +112,88 @@ def render_results() -> str:
     return "\n\n".join(parts)
 
 
+def result(name: str) -> dict:
+    """A file of `results/`, or nothing where it was not measured yet."""
+    path = ROOT / "results" / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def at_steps(curve: dict, values: list, steps: tuple[int, ...]) -> str:
+    """The values after some of a curve's steps, as one cell of a table."""
+    found = dict(zip(curve["steps"], values, strict=True))
+    return " → ".join("not finite" if found[step] is None else f"{found[step]:.3f}" for step in steps)
+
+
+def render_healing() -> str:
+    """How well images stay and recover, one column for each model."""
+    entries = result("healing")
+    columns = {name: entry["parts"] for name, entry in entries.items()}
+    rows = {}
+    for step in (0, 50, 200, 1000):
+        rows[f"bits per pixel after the growth and {step:,} further steps"] = [
+            at_steps(parts["stability"], parts["stability"]["bits_per_pixel"], (step,)) for parts in columns.values()
+        ]
+    for share in ("25%", "50%", "75%"):
+        rows[f"error per pixel 0, 16, 64 and 256 steps after damage of {share} of the cells"] = [
+            at_steps(curve, curve["error"]["everywhere"], (0, 16, 64, 256))
+            for curve in (parts[f"recovery {share}"] for parts in columns.values())
+        ]
+    rows["the same 0, 16 and 64 steps after the last of five damages of 25%, 64 steps apart"] = [
+        at_steps(curve, curve["error"]["everywhere"], (0, 16, 64))
+        for curve in (parts["repeated"]["rounds"][-1] for parts in columns.values())
+    ]
+    lines = ["| | " + " | ".join(f"`{name}`" for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {label} | " + " | ".join(cells) + " |" for label, cells in rows.items()]
+    notes = {
+        f"{entry['images']} test images of `{entry['data']}`, {part['hardware']}"
+        for entry in entries.values()
+        for part in entry["parts"].values()
+    }
+    return "\n".join([*lines, "", f"Means over {'; '.join(sorted(notes))}. Figures as large as 10¹⁰ are no errors."])
+
+
+def render_inpainting() -> str:
+    """Nats and errors of missing pixels: one row for each model, one column for each mask."""
+    found = result("inpainting")
+    rows = {(row["model"], row["mask"]): row for row in found["rows"]}
+    masks = list(dict.fromkeys(mask for _, mask in rows))
+
+    def table(cell: Callable[[dict], str], best: Callable[[dict], float]) -> list[str]:
+        models = sorted(dict.fromkeys(model for model, _ in rows), key=lambda model: best(rows[model, masks[0]]))
+        lines = ["| | " + " | ".join(masks) + " |", "|---" * (len(masks) + 1) + "|"]
+        return lines + [
+            f"| `{model}` | " + " | ".join(cell(rows[model, mask]) for mask in masks) + " |" for model in models
+        ]
+
+    def nats(row: dict) -> str:
+        text = f"{signed(row['nats_per_pixel'][0], 3)} ± {row['nats_per_pixel'][1]:.3f}"
+        if "bounds" in row:
+            text += f" ({signed(row['bounds']['lower'][0], 3)} to {signed(row['bounds']['upper'][0], 3)})"
+        return text
+
+    def squared(row: dict) -> str:
+        return f"{row['squared_error'][0]:.3f} ({row['expected_error'][0]:.3f})"
+
+    machines = sorted({row["machine"] for row in found["rows"] if "machine" in row})
+    (samples,) = {row["identity"]["num_samples"] for row in found["rows"] if "num_samples" in row["identity"]}
+    return "\n".join(
+        [
+            "Log-likelihood of the missing pixels given the observed ones, nats per missing pixel, with the standard "
+            "error over images and, for the models, the lower and the upper bound:",
+            "",
+            *table(nats, lambda row: -row["nats_per_pixel"][0]),
+            "",
+            "Squared error of the mean completion, per missing pixel; in parentheses what it would be if pixels were "
+            "white exactly as often as the completion says:",
+            "",
+            *table(squared, lambda row: row["squared_error"][0]),
+            "",
+            f"{found['images']} test images of `{found['data']}`, {samples} latents for each term, "
+            f"{'; '.join(machines)}.",
+        ]
+    )
+
+
 def growth_frames(name: str, digits: int = 4) -> list:
     """The pixels of digits drawn from the prior, at the end of every stage of their growth, digit by digit."""
     import torch
@@ -149,23 +232,37 @@ def render_picture(page: str) -> str:
     return f"```{{figure}} _static/growth.png\n:alt: {ALT}\n:figclass: figure-card\n\n{CAPTION}\n```"
 
 
-def filled(page: str) -> str:
-    """The text of a page with its generated parts made anew."""
-    text = (ROOT / page).read_text()
-    parts = {
-        "growth": lambda: render_picture(page),
-        "chapters": render_chapters,
-        "results": render_results,
-    }
-    for name, render in parts.items():
+PARTS: dict[str, Callable[[str], str]] = {
+    "growth": render_picture,
+    "chapters": lambda _: render_chapters(),
+    "results": lambda _: render_results(),
+    "healing": lambda _: render_healing(),
+    "inpainting": lambda _: render_inpainting(),
+}
+
+
+def with_parts(text: str, page: str) -> str:
+    """The text with what stands between markers made anew."""
+    for name, render in PARTS.items():
         pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
         if pattern.search(text):
-            body = render()
+            body = render(page)
             text = pattern.sub(lambda match, body=body: match[1] + (body + "\n" if body else "") + match[2], text)
     return text
 
 
-PAGES = ("README.md", "book/intro.md")
+def filled(page: str) -> str:
+    """The text of a page, or of a notebook's file, with its generated parts made anew."""
+    if not page.endswith(".ipynb"):
+        return with_parts((ROOT / page).read_text(), page)
+    notebook = nbformat.read(ROOT / page, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = with_parts(cell.source, page)
+    return nbformat.writes(notebook) + "\n"
+
+
+PAGES = ("README.md", "book/intro.md", "book/05-inpainting.ipynb")
 
 
 def main() -> int:

@@ -188,12 +188,19 @@ def test_a_run_killed_at_random_moments_goes_on_and_ends_with_the_same_weights(t
     assert [line["update"] for line in metrics(killed)] == [line["update"] for line in metrics(whole)]
 
 
-def test_two_processes_do_what_one_does(tmp_path):
+LESSONS = """\
+model = ModelConfig("regrowing", 4, 2, {"hidden": 4, "min_steps": 1, "max_steps": 3})
+config = TrainConfig(model, "digits", "train", 8, 4, 1e-3, warmup=2, kl_warmup=4, lessons=((8, 4), (16, 4)))
+__main__.PRESETS = {"quick": Preset(config, "tiny")}
+"""
+
+
+@pytest.mark.parametrize("more", ["", LESSONS], ids=["doubling", "lessons and a pool"])
+def test_two_processes_do_what_one_does(tmp_path, more):
     script = tmp_path / "run.py"
     # In float32, because the rounding of short numbers could hide a difference.
-    script.write_text(
-        SCRIPT.replace("SETTINGS", "training.LOG_EVERY = 1; hardware.has_bfloat16 = lambda device: False")
-    )
+    settings = "training.LOG_EVERY = 1; hardware.has_bfloat16 = lambda device: False\n"
+    script.write_text(SCRIPT.replace("SETTINGS", settings + more))
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, launcher in (("one", [sys.executable]), ("two", two)):
         command = [*launcher, script, "train", "--updates", "20", "--batch-size", "16", "--out", str(tmp_path / name)]

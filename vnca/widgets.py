@@ -37,7 +37,6 @@ SAMPLE_LONGER = "Sample longer"
 HOLE_COLOR = (0.90, 0.62, 0.0)  # Okabe and Ito's orange: neither ink nor paper
 ENLARGED = 4  # times, in each direction
 MOST_STEPS = 1000
-QUICK_ITERATIONS = 6  # of the chains of a quick estimate, which the time of a redraw depends on
 REMEMBERED = 32  # holes whose completions are kept
 NO_PATH = (None, [], iter(()))  # of a regrowth: its settings, the frames so far, the states to come
 
@@ -192,7 +191,7 @@ class Regrowth:
         if longer:
             painted = inpaint(self.model, x, observed, self.num_completions, generator)
         else:
-            painted = self._quick(x, observed, self.num_quick, QUICK_ITERATIONS, generator)
+            painted = self._quick(x, observed, self.num_quick, generator)
         painted = painted[:, 0]  # (K, 1, 28, 28)
         # The encoder learned from images of 0 and 1, so the missing pixels are drawn, not left grey.
         drawn = torch.bernoulli(painted.cpu(), generator=generator).to(painted.device)

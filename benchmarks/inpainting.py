@@ -44,7 +44,8 @@ RESULT = Path(__file__).resolve().parent.parent / "results" / "inpainting.json"
 DATA = "binarized-mnist"
 SEED = 0
 BATCH = inpainting.GROUP  # images between two writes of what is kept
-CHAINS = 8  # of each image, for the upper bounds and the mean completions
+CHAINS = 4  # of each image, for the upper bounds and the mean completions
+ITERATIONS = 16  # of each chain
 
 NEIGHBORS = (1, 2, 4, 8, 16, 32, 64, 128)
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.4)  # of the pixel mean in the prediction of the neighbors
@@ -143,7 +144,7 @@ def measure(model: VAE, x: Tensor, mask: str, num_samples: int, kept: evaluation
         # Of the mask and the batch alone, so that a measurement that was cut goes on as it would have.
         generator = torch.Generator().manual_seed(seed_of(SEED, mask, first))
         with hardware.autocast(device):
-            found = evidence.evidence(model, images, seen, num_samples, generator, chains=CHAINS)
+            found = evidence.evidence(model, images, seen, num_samples, generator, chains=CHAINS, iterations=ITERATIONS)
         rows = torch.stack([found.log_likelihood, found.upper, *errors(found.completion, images, seen)], dim=1)
         values += rows.double().flatten().tolist()
         seconds += time.monotonic() - started
@@ -178,6 +179,7 @@ def measure_model(name: str, x: Tensor, names: Sequence[str], num_samples: int, 
         "pixels": digest(x),
         "num_samples": num_samples,
         "chains": CHAINS,
+        "iterations": ITERATIONS,
         "precision": "bfloat16 autocast" if hardware.has_bfloat16(device) else "float32",
         "seed": SEED,
     }

@@ -310,8 +310,8 @@ def ask(model, x=None, observed=None, *more):
         (lambda m: ask(m, None, masks.left_half(2)[:, 0]), r"\(2, 1, 28, 28\), not \(2, 28, 28\)"),
         (lambda m: ask(m, None, None, 0), "at least 1 and iterations at least 0, not 0 and"),
         (lambda m: vnca.inpaint(m, images(1), masks.left_half(1), iterations=-1), "at least 0, not 16 and -1"),
-        (lambda m: evidence.evidence(m, images(1), masks.left_half(1), 0), "at least 1 .* not 0 and 0"),
-        (lambda m: evidence.evidence(m, images(1), masks.left_half(1), chains=-1), "not 128 and -1"),
+        (lambda m: evidence.evidence(m, images(1), masks.left_half(1), 0), "at least 1, .* not 0, 0 and 30"),
+        (lambda m: evidence.evidence(m, images(1), masks.left_half(1), chains=-1), "not 128, -1 and 30"),
         (lambda m: evidence.conditional_log_likelihood(m, images(2), masks.left_half(1)), "mask has the shape"),
         (lambda m: masks.center_square(1, 29), "0 to 28 pixels, not 29"),
         (lambda m: masks.stroke(1, width=0), "more than 0 pixels wide, not 0"),
@@ -613,7 +613,7 @@ def test_the_benchmark_writes_a_row_for_each_model_and_mask(bench):
 
 
 def test_a_row_is_made_of_both_likelihoods_and_their_bounds(bench, monkeypatch):
-    def ask(model, x, observed, num_samples, generator, *, chains):
+    def ask(model, x, observed, num_samples, generator, *, chains, iterations):
         seen = observed.flatten(1).sum(dim=1).float()
         return evidence.Evidence(-seen, 2 - seen if chains else None, torch.full_like(x, 0.5))
 

@@ -71,6 +71,7 @@ def evidence(
     generator: torch.Generator | None = None,
     *,
     chains: int = 0,
+    iterations: int = ITERATIONS,
 ) -> Evidence:
     """log p(x_o) of the observed pixels and their mean completion, by importance sampling.
 
@@ -87,23 +88,26 @@ def evidence(
         num_samples: the number K of latents an image.
         generator: source of the noise, for reproducible figures.
         chains: so many latents of each image are drawn from p(z | x_o), as in `inpaint`, for the upper bound.
+        iterations: steps of each of these chains.
 
     Raises:
         ValueError: as `inpaint` does, or if `chains` is negative.
     """
     require_task(x, observed)
-    if num_samples < 1 or chains < 0:
-        raise ValueError(f"num_samples is at least 1 and chains at least 0, not {num_samples} and {chains}")
+    if num_samples < 1 or chains < 0 or iterations < 0:
+        raise ValueError(
+            f"num_samples is at least 1, chains and iterations at least 0, not {num_samples}, {chains} and {iterations}"
+        )
     search = prepare(model, generator)
     parts = []
     for images, mask in zip(x.split(GROUP), observed.split(GROUP), strict=True):
-        parts.append(_evidence(Task.of(model, images, mask), search, num_samples, chains, generator))
+        parts.append(_evidence(Task.of(model, images, mask), search, num_samples, chains, iterations, generator))
     log_likelihood, upper, completion = (torch.cat(part) for part in zip(*parts, strict=True))
     return Evidence(log_likelihood, upper if chains else None, completion.view(x.shape))
 
 
 def _evidence(
-    task: Task, search: Search, num_samples: int, chains: int, generator: torch.Generator | None
+    task: Task, search: Search, num_samples: int, chains: int, iterations: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Estimates `(B,)`, upper bounds `(B,)` (infinite without chains) and mean completions `(B, 784)`."""
     mixture = fit(task, search, generator)
@@ -112,7 +116,7 @@ def _evidence(
     if chains == 0:
         mean = torch.einsum("kb,kbp->bp", log_weights.softmax(dim=0), logits.sigmoid())
         return estimate, torch.full_like(estimate, math.inf), torch.where(task.observed, task.x, mean)
-    z, logits, mean = chains_of(task, mixture, chains, ITERATIONS, generator)  # from other latents than the K
+    z, logits, mean = chains_of(task, mixture, chains, iterations, generator)  # from other latents than the K
     replacing = task.log_joint(z, logits) - mixture.log_prob(z)  # (S, B)
     others = log_weights[1:].logsumexp(dim=0)  # (B,)
     upper = torch.logaddexp(others, replacing) - math.log(num_samples)

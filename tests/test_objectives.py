@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from vnca import cells
 from vnca.decoders import ConvDecoder, DoublingDecoder, RegrowingDecoder
 from vnca.healing import image
-from vnca.objectives import HOLE_SIZE, LARGEST, CoarseToFine, Elbo, PersistentElbo, objective
+from vnca.objectives import HOLE_SIZE, LARGEST, PENALTY, CoarseToFine, Elbo, PersistentElbo, objective
 from vnca.vae import VAE, Encoder, bernoulli_log_likelihood, elbo_terms
 
 CHANNELS = 3
@@ -164,9 +164,11 @@ def test_outcomes_go_to_their_places_with_their_images_and_nowhere_else():
     drawn = persistent.draw(images(8), *generators())
     outcome = torch.arange(100.0, 108)[:, None, None, None].expand(8, CHANNELS, 32, 32)
     persistent.keep(drawn, outcome)  # in float32, as a gathering over processes may leave it
-    others = [i for i in range(20) if i not in drawn["place"].tolist()]
-    assert persistent.pool.states[drawn["place"], 0, 0, 0].tolist() == list(range(100, 108))
-    assert torch.equal(persistent.images[drawn["place"]].float(), drawn["x"])
+    assert drawn["kept"].tolist() == [True] + [False] * 3 + [True] * 4, "one of the fresh, and all that were resumed"
+    place = drawn["place"][drawn["kept"]]
+    others = [i for i in range(20) if i not in place.tolist()]
+    assert persistent.pool.states[place, 0, 0, 0].tolist() == [100, 104, 105, 106, 107]
+    assert torch.equal(persistent.images[place].float(), drawn["x"][drawn["kept"]])
     assert torch.equal(persistent.pool.states[others], before.pool.states[others])
     assert torch.equal(persistent.images[others], before.images[others])
 
@@ -187,9 +189,9 @@ def test_a_state_that_is_not_finite_frees_its_place():
     persistent = full(PersistentElbo(model(), pool_size=20))
     drawn = persistent.draw(images(8), *generators())
     outcome = torch.ones(8, CHANNELS, 32, 32, dtype=torch.bfloat16)
-    outcome[2, 1, 5, 5], outcome[6, 0, 0, 0] = torch.nan, torch.inf
+    outcome[0, 1, 5, 5], outcome[6, 0, 0, 0] = torch.nan, torch.inf
     persistent.keep(drawn, outcome)
-    assert set((~persistent.filled).nonzero().flatten().tolist()) == set(drawn["place"][[2, 6]].tolist())
+    assert set((~persistent.filled).nonzero().flatten().tolist()) == set(drawn["place"][[0, 6]].tolist())
 
 
 def test_shares_of_a_batch_give_what_the_whole_gives():
@@ -245,7 +247,7 @@ def test_what_exceeds_the_largest_value_of_a_channel_is_penalized_and_pulled_bac
         return persistent, drawn["resumed"], persistent(**drawn)
 
     _, resumed, terms = penalized(0)
-    assert terms.penalty[resumed].tolist() == pytest.approx([2.0] * 4)
+    assert terms.penalty[resumed].tolist() == pytest.approx([PENALTY * 2.0] * 4)
     assert not terms.penalty[terms.fresh].any()
     persistent, _, terms = penalized(1)
     terms.penalty.sum().backward()
@@ -318,7 +320,12 @@ def test_after_the_lessons_everything_is_as_without_them():
     terms, expected = coarse(**drawn), persistent(**persistent.draw(images(8), *generators()))
     torch.testing.assert_close(terms.log_likelihood, expected.log_likelihood)
     coarse.keep(drawn, terms.outcome)
-    assert coarse.persistent.filled.sum() == 8
+    assert coarse.persistent.filled.sum() == drawn["kept"].sum() > 0
+
+
+def test_an_eighth_of_the_fresh_states_enters_the_pool():
+    kept = PersistentElbo(model(), pool_size=40).draw(images(32), *generators())["kept"]
+    assert kept.tolist() == [True] * 2 + [False] * 14 + [True] * 16
 
 
 @pytest.mark.parametrize("lesson", [(5, 1), (0, 1), (1, 1), (64, 1), (8, 0)])

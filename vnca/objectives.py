@@ -20,7 +20,9 @@ from vnca.vae import VAE, bernoulli_log_likelihood, gaussian_kl, standard_normal
 
 HOLE_SIZE = IMAGE_SIZE // 2  # cells along each side of a damage in training
 POOL_SIZE = 1024
-LARGEST = 10.0  # what a channel of a cell may grow to without a penalty
+ENTERING = 1 / 16  # of a batch, the fresh states that enter the pool
+LARGEST = 20.0  # what a channel of a cell may grow to without a penalty
+PENALTY = 10.0  # nats for each unit beyond that, on average over cells and channels
 
 
 class Terms(NamedTuple):
@@ -79,18 +81,20 @@ class PersistentElbo(nn.Module):
 
     The first half of a batch is fresh: images are encoded and grown from their seeds. The second half goes on from
     states of the pool, each with the image it was grown for; half of those, a quarter of the batch, start with a hole
-    of 14 × 14 cells. Afterwards resumed states return to their places and the fresh ones replace others, drawn at
-    random. While the pool fills up, a place may be drawn that is still empty: the sample is then fresh.
+    of 14 × 14 cells. Afterwards resumed states return to their places, and an eighth of the fresh ones replace others,
+    drawn at random. While the pool fills up, a place may be drawn that is still empty: the sample is then fresh.
 
-    Three things differ from the released code of the VNCA paper.
+    Four things differ from the released code of the VNCA paper.
 
     - There an update draws a number of steps from the decoder's range and takes the likelihood after it. Here the
       likelihood is the mean over all numbers of the range: the same in expectation, without the noise of the draw.
       What is drawn is the number of steps after which the state goes into the pool.
+    - There all fresh states enter the pool, and so a state is resumed once, on average, before another one takes its
+      place. Here it is resumed eight times, so that training sees what becomes of a state in the long run.
     - No pixel shows the hidden channels, so nothing keeps them from growing from one resumption to the next; without a
-      penalty they reached millions within 500 updates. The penalty is the mean, over cells and channels of the last
-      state, of what exceeds 10 in absolute value, like the overflow loss of Niklasson et al., "Self-Organising
-      Textures", Distill 2021.
+      penalty they reached millions within 500 updates. The penalty is 10 times the mean, over cells and channels of
+      the last state, of what exceeds 20 in absolute value, like the overflow loss of Niklasson et al.,
+      "Self-Organising Textures", Distill 2021.
     - A resumed state was made by an encoder of the past, so its likelihood says nothing about today's encoder, and its
       KL term is zero. There the KL term of these images counts too, and so weighs twice as much in what the encoder
       learns.
@@ -139,10 +143,13 @@ class PersistentElbo(nn.Module):
             "start": start,
             "resumed": resumed,
             "place": place,
+            "kept": second_half | (torch.arange(size, device=x.device) < max(1, round(ENTERING * size))),
             "steps": int(torch.randint(decoder.min_steps, decoder.max_steps + 1, (), generator=host)),
         }
 
-    def forward(self, x: Tensor, noise: Tensor, start: Tensor, resumed: Tensor, place: Tensor, steps: int) -> Terms:
+    def forward(
+        self, x: Tensor, noise: Tensor, start: Tensor, resumed: Tensor, place: Tensor, kept: Tensor, steps: int
+    ) -> Terms:
         """The terms of one share of what `draw` returned; the outcome are states to resume, without a graph.
 
         Args:
@@ -150,7 +157,7 @@ class PersistentElbo(nn.Module):
             noise: of the latents, `(B, D)`.
             start: states of the pool `(B, C, 32, 32)`, used where a sample is resumed.
             resumed: which samples are, `(B,)` bool.
-            place: where `keep` puts the outcome, `(B,)`; not used here.
+            place, kept: where `keep` puts which outcomes, `(B,)` each; not used here.
             steps: how many steps the outcome has taken.
         """
         decoder = self.model.decoder
@@ -167,19 +174,20 @@ class PersistentElbo(nn.Module):
         return Terms(
             log_likelihood=log_likelihood / (decoder.max_steps + 1 - decoder.min_steps),
             kl=kl.masked_fill(resumed, 0),
-            penalty=(state.abs() - LARGEST).relu().mean(dim=(1, 2, 3)),
+            penalty=_overflow(state),
             fresh=~resumed,
             outcome=outcome.detach().to(self.pool.states.dtype),
         )
 
     def keep(self, drawn: dict[str, Tensor | int], outcome: Tensor) -> None:
-        """Put the last states `(B, C, 32, 32)` of a whole batch into the pool, each with its image.
+        """Put states `(B, C, 32, 32)` of a whole batch into the pool, each with its image: those that `draw` chose.
 
         A state that is not finite leaves its place empty, so that it harms one update only.
         """
-        place = drawn["place"]
+        kept = drawn["kept"]
+        place, outcome = drawn["place"][kept], outcome[kept]
         self.pool.commit(place, outcome)
-        self.images[place] = drawn["x"].bool()
+        self.images[place] = drawn["x"][kept].bool()
         self.filled[place] = outcome.isfinite().flatten(1).all(dim=1)
 
 
@@ -250,7 +258,7 @@ class CoarseToFine(nn.Module):
         return Terms(
             log_likelihood=pixels**2 * log_likelihood / (last + 1 - max(1, first)),
             kl=kl,
-            penalty=(state.abs() - LARGEST).relu().mean(dim=(1, 2, 3)),
+            penalty=_overflow(state),
             fresh=torch.ones_like(kl, dtype=torch.bool),
             outcome=None,
         )
@@ -283,6 +291,11 @@ def _sample_posterior(model: VAE, x: Tensor, noise: Tensor) -> tuple[Tensor, Ten
     posterior = model.encode(x)
     z = posterior.mean + posterior.stddev * noise
     return z, gaussian_kl(posterior.mean, posterior.stddev.log())
+
+
+def _overflow(state: Tensor) -> Tensor:
+    """The penalty on channels that are too large: `(B, C, H, W)` -> `(B,)`."""
+    return PENALTY * (state.abs() - LARGEST).relu().mean(dim=(1, 2, 3))
 
 
 def _column(flags: Tensor) -> Tensor:

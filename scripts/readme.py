@@ -82,13 +82,20 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}".replace("-", "−")
 
 
+def runs_of(run: dict) -> list[dict]:
+    """A run and those whose weights it started from, all the way back."""
+    return [run, *(earlier for before in run.get("before", []) for earlier in runs_of(before))]
+
+
 def own_row(run: dict) -> str:
-    parameters = run["parameters"]["decoder"]
+    parameters, runs = run["parameters"]["decoder"], runs_of(run)
+    updates, minutes = (sum(each[key] for each in runs) for key in ("updates", "minutes"))
+    spent = f"{updates:,} updates, {minutes:,.0f} min" + (f" in {len(runs)} runs" if len(runs) > 1 else "")
     return (
         f"| **{MODELS[run['model']]}** "
         f"| **{signed(run['nats'])}** ± {run['standard_error']:.2f} ({run['num_samples']} samples, "
         f"{run['images']:,} images) | {signed(run['elbo'])} "
-        f"| {parameters:,} | {run['updates']:,} updates, {run['minutes']:,.0f} min, {run['hardware']} "
+        f"| {parameters:,} | {spent}, {run['hardware']} "
         f"| [{run['name']}](results/{run['name']}.json) |"
     )
 
@@ -113,9 +120,8 @@ def render_results() -> str:
 
 
 def result(name: str) -> dict:
-    """A file of `results/`, or nothing where it was not measured yet."""
-    path = ROOT / "results" / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    """A file of `results/`."""
+    return json.loads((ROOT / "results" / f"{name}.json").read_text())
 
 
 def at_steps(curve: dict, values: list, steps: tuple[int, ...]) -> str:

@@ -17,7 +17,6 @@ import time
 import urllib.request
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 from chapters import ROOT
@@ -28,20 +27,7 @@ from vnca.widgets import HOLE_COLOR
 
 CHAPTER = ROOT / "book" / "05-inpainting.ipynb"
 PATIENCE = 60_000  # ms, for a machine that is busy
-CHAPTER_PATIENCE = 600_000  # the chapter has more to compute than its panel
-
-PANEL = """\
-import torch
-import vnca
-from vnca import widgets
-
-torch.manual_seed(0)
-decoder = vnca.RegrowingDecoder(16, 16, min_steps=8, max_steps=12)
-torch.nn.init.normal_(decoder.update.layers[-1].weight, std=0.05)
-model = vnca.VAE(vnca.Encoder(16, width=2), decoder)
-digits = vnca.data.load("digits", "test").tensors[0][:5].round()
-widgets.InpaintingPanel(model, digits)
-"""
+CHAPTER_PATIENCE = 900_000  # the chapter has more to compute than its panel
 
 # JupyterLab looks for news and for its own new versions, and would ask; here is no network and nobody to answer.
 SETTINGS = {
@@ -77,19 +63,14 @@ def browser():
 
 @pytest.fixture
 def lab(tmp_path):
-    """JupyterLab with one notebook and settings of its own; the address of that notebook."""
+    """JupyterLab with the chapter alone and settings of its own; the address of the chapter."""
     root, settings = tmp_path / "root", tmp_path / "settings"
     root.mkdir()
     for name, content in SETTINGS.items():
         path = settings / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
-    if CHAPTER.exists():
-        shutil.copy(CHAPTER, root / "panel.ipynb")
-    else:
-        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(PANEL)], metadata=kernel)
-        nbformat.write(notebook, root / "panel.ipynb")
+    shutil.copy(CHAPTER, root / "chapter.ipynb")
     token, port, log = secrets.token_hex(), free_port(), tmp_path / "jupyterlab.log"
     environment = os.environ | {
         "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
@@ -110,7 +91,7 @@ def lab(tmp_path):
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=root)
         try:
             wait_for(f"http://127.0.0.1:{port}/api", server, log)
-            yield f"http://127.0.0.1:{port}/lab/tree/panel.ipynb?token={token}"
+            yield f"http://127.0.0.1:{port}/lab/tree/chapter.ipynb?token={token}"
         finally:
             server.terminate()  # it ends its kernels
             try:

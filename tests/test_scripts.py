@@ -4,8 +4,11 @@ import json
 from types import SimpleNamespace
 
 import build_book
+import nbformat
 import pytest
 import readme
+
+from vnca.presets import PRESETS
 
 RUN = {
     "name": "doubling-mnist",
@@ -49,6 +52,12 @@ def test_own_results_come_first_best_on_top(results):
     assert len(rows) == 2 + len(readme.PUBLISHED)
 
 
+def test_what_came_before_a_run_counts(results):
+    first = {"init_from": "runs/first", "updates": 5, "minutes": 20.0, "before": [{"updates": 1, "minutes": 0.5}]}
+    results(before=[first])
+    assert "| 100,006 updates, 82 min in 3 runs, one H200 |" in readme.render_results()
+
+
 def test_other_data_never_share_a_table_with_published_figures(results):
     results(data="digits", nats=-60.0)
     published, own = readme.render_results().split("`digits`, test split")
@@ -59,6 +68,66 @@ def test_other_data_never_share_a_table_with_published_figures(results):
 def test_benchmarks_are_no_results(results, tmp_path):
     (tmp_path / "results" / "speed.json").write_text('{"name": "speed", "seconds": 3}')
     assert "speed" not in readme.render_results()
+
+
+def test_what_a_preset_promises_was_measured():
+    run, preset = json.loads((readme.ROOT / "results" / "conv-mnist-small.json").read_text()), PRESETS["conv-small"]
+    assert run["config"]["training"] == json.loads(json.dumps(preset.config.to_dict()))
+    assert preset.minutes == round(run["minutes"]) and preset.nats == round(run["nats"], 1)
+    assert preset.hardware.split()[-1] in run["hardware"]
+
+
+def curve(steps, **values):
+    return {"steps": steps, **values, "hardware": "two cores, float32"}
+
+
+def test_the_table_of_healing_reads_each_figure_at_its_step(results, tmp_path):
+    recovery = [0, 8, 16, 64, 256]
+    stay = curve([0, 50, 200, 1000], bits_per_pixel=[0.1, 0.2, None, 3.0])
+    errors = {"everywhere": [0.5, 0.4, 0.31, 0.22, 0.13], "inside": [9.0] * 5}
+    rounds = [{"steps": [0, 16, 64], "error": {"everywhere": [value] * 3}} for value in (0.9, 0.8)]
+    parts = {"stability": stay, **{f"recovery {share}%": curve(recovery, error=errors) for share in (25, 50, 75)}}
+    entry = {"images": 7, "data": "digits", "parts": parts | {"repeated": curve([], rounds=rounds)}}
+    (tmp_path / "results" / "healing.json").write_text(json.dumps({"one": entry, "two": entry}))
+    table = readme.render_healing().splitlines()
+    assert table[0] == "| | `one` | `two` |"
+    assert table[2].endswith("and 0 further steps | 0.100 | 0.100 |")
+    assert table[4].endswith("and 200 further steps | not finite | not finite |")
+    assert "damage of 50% of the cells | 0.500 → 0.310 → 0.220 → 0.130 |" in table[7]
+    assert table[9].endswith("| 0.800 → 0.800 → 0.800 |")
+    assert table[-1].startswith("Means over 7 test images of `digits`, two cores, float32.")
+
+
+def test_the_tables_of_inpainting_have_the_best_model_first_and_its_bounds(results, tmp_path):
+    def row(model, nats, **more):
+        figures = {"nats_per_pixel": [nats, 0.01], "squared_error": [-nats, 0.01], "expected_error": [0.125, 0.01]}
+        return {"model": model, "mask": "stroke", "identity": {}, **figures, **more}
+
+    ours = {"bounds": {"lower": [-0.35, 0.01], "upper": [-0.25, 0.01]}, "identity": {"num_samples": 9}, "machine": "M"}
+    rows = [row("pixel mean", -0.5), row("ours", -0.3, **ours)]
+    found = {"rows": rows, "images": 5, "data": "digits"}
+    (tmp_path / "results" / "inpainting.json").write_text(json.dumps(found))
+    lines = [line for line in readme.render_inpainting().splitlines() if line.startswith("| `")]
+    assert lines == [
+        "| `ours` | −0.300 ± 0.010 (−0.350 to −0.250) |",
+        "| `pixel mean` | −0.500 ± 0.010 |",
+        "| `ours` | 0.300 (0.125) |",
+        "| `pixel mean` | 0.500 (0.125) |",
+    ]
+    assert readme.render_inpainting().endswith("5 test images of `digits`, 9 latents for each term, M.")
+
+
+def test_a_notebook_is_filled_cell_by_cell_and_stays_a_notebook(results, tmp_path, monkeypatch):
+    monkeypatch.setitem(readme.PARTS, "healing", lambda page: f"a table for {page}")
+    marked = "before\n<!-- healing:begin -->\nold\n<!-- healing:end -->\nafter"
+    cells = [nbformat.v4.new_markdown_cell(marked), nbformat.v4.new_code_cell(marked)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "page.ipynb")
+    text = readme.filled("page.ipynb")
+    markdown, code = nbformat.reads(text, as_version=4).cells
+    assert markdown.source == marked.replace("old", "a table for page.ipynb")
+    assert code.source == marked, "code is left alone"
+    (tmp_path / "page.ipynb").write_text(text)
+    assert readme.filled("page.ipynb") == text
 
 
 @pytest.fixture

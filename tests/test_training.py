@@ -288,7 +288,10 @@ def test_init_from_takes_weights_alone(tmp_path, capsys):
     assert same(run.objective.model.state_dict(), weights(first)) and run.update == 0
     assert not run.optimizer.state_dict()["state"], "Adam starts afresh"
     assert main(["train", "--out", str(second), "--init-from", str(first), "--updates", "2"]) == 0
-    assert json.loads((second / "config.json").read_text())["training"]["init_from"] == str(first)
+    config = json.loads((second / "config.json").read_text())
+    assert config["training"]["init_from"] == str(first)
+    (before,) = config["run"]["before"]
+    assert before == {"init_from": str(first), **json.loads((first / "config.json").read_text())["run"]}
     capsys.readouterr()
     assert main(["train", "--out", str(tmp_path / "x"), "--init-from", "doubling-mnist-small"]) == 2
     assert "are of another model: ModelConfig(decoder='doubling', latent_size=64" in one_line_error(capsys)

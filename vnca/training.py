@@ -142,6 +142,7 @@ class _Run:
         self.totals = torch.zeros(4, device=accelerator.device)  # since the last record: see `step`
         self.skips = torch.zeros(2, dtype=torch.int64, device=accelerator.device)  # in a row, and in all
         self.commit = hardware.commit()
+        self.before = _before(config)
         processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
         self.hardware = hardware.describe(accelerator.device) + processes
 
@@ -285,6 +286,7 @@ class _Run:
                 "minutes": round(self.seconds / 60, 2),
                 "hardware": self.hardware,
                 "commit": self.commit,
+                **({"before": self.before} if self.before else {}),
             },
         )
 
@@ -323,6 +325,16 @@ def _start(config: TrainConfig) -> VAE:
                 "it needs the same latent_size and encoder_width"
             ) from None
     return model
+
+
+def _before(config: TrainConfig) -> list[dict]:
+    """The records of the runs whose weights this one starts from; each has those before it in itself."""
+    named = {"init_from": config.init_from, "encoder_from": config.encoder_from}
+    return [
+        {option: weights, **pretrained.read_config(pretrained.find(weights)).get("run", {})}
+        for option, weights in named.items()
+        if weights is not None
+    ]
 
 
 def _require_cells(decoder: torch.nn.Module, option: str) -> CellDecoder:

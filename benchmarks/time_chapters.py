@@ -1,9 +1,12 @@
-"""Measure what a chapter takes, and write it into the box at its head.
+"""Measure what chapters take, and write it into the boxes at their heads.
 
-Executes each chapter of the table of contents in full, in a process of its own, and writes `results/chapters.json`. Run
-it on a machine that does nothing else: python benchmarks/time_chapters.py
+    python benchmarks/time_chapters.py 05-inpainting
+
+Executes the chapters of these names, or without names all of the table of contents, each in full and in a process of
+its own, and writes `results/chapters.json`. Run it on a machine that does nothing else.
 """
 
+import argparse
 import datetime
 import json
 import re
@@ -22,6 +25,7 @@ from vnca.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "results" / "chapters.json"
+EXECUTE = "--execute"  # what the program tells itself, in the process of one chapter
 LINE = re.compile(r"^\*\*Time and memory\*\*:.*$", re.MULTILINE)
 
 
@@ -40,12 +44,11 @@ def execute(path: Path) -> dict:
 
 def opening_line(name: str) -> str:
     """The line on time and memory in the box at a chapter's head."""
-    measured = json.loads(RESULT.read_text())
-    chapter = measured["chapters"][name]
+    chapter = json.loads(RESULT.read_text())[name]
     minutes = chapter["seconds"] / 60
     return (
-        f"**Time and memory**: {minutes:.1f} minutes and {chapter['gigabytes']:.1f} GB on {measured['machine']}, "
-        f"measured with the data set `{measured['data']}`."
+        f"**Time and memory**: {minutes:.1f} minutes and {chapter['gigabytes']:.1f} GB on {chapter['machine']}, "
+        f"measured with the data set `{chapter['data']}`."
     )
 
 
@@ -58,32 +61,37 @@ def fill(path: Path) -> None:
     nbformat.write(notebook, path)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     sys.path.insert(0, str(ROOT / "scripts"))
     import readme
 
-    paths = readme.chapters()
-    chapters = {}
-    for path in paths:
-        # Each in a process of its own, because the peak memory of finished children is a maximum over all of them.
-        done = subprocess.run([sys.executable, __file__, path], stdout=subprocess.PIPE, text=True, check=True)
-        chapters[path.stem] = json.loads(done.stdout.splitlines()[-1])
-        print(path.stem, chapters[path.stem], flush=True)
-    result = {
-        "chapters": chapters,
+    paths = {path.stem: path for path in readme.chapters()}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("chapters", nargs="*", help="names of notebooks, without their ending", metavar="CHAPTER")
+    names = parser.parse_args(arguments).chapters or list(paths)
+    for name in names:
+        if name not in paths:
+            parser.error(f"no chapter {name!r}: there are {', '.join(paths)}")
+    measured = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    about = {
         "machine": hardware.machine(torch.device("cpu")),
         "data": data.load("binarized-mnist", "test", fallback="digits").name,
         "date": datetime.date.today().isoformat(),
         "commit": hardware.commit(),
     }
-    write_json(RESULT, result)
-    for path in paths:
-        fill(path)
+    for name in names:
+        # Each in a process of its own, because the peak memory of finished children is a maximum over all of them.
+        command = [sys.executable, __file__, EXECUTE, paths[name]]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        measured[name] = json.loads(done.stdout.splitlines()[-1]) | about
+        print(name, measured[name], flush=True)
+        write_json(RESULT, measured)
+        fill(paths[name])
     return 0
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(execute(Path(sys.argv[1]))))
+    if sys.argv[1:2] == [EXECUTE]:
+        print(json.dumps(execute(Path(sys.argv[2]))))
     else:
         sys.exit(main())

@@ -127,7 +127,14 @@ def result(name: str) -> dict:
 def at_steps(curve: dict, values: list, steps: tuple[int, ...]) -> str:
     """The values after some of a curve's steps, as one cell of a table."""
     found = dict(zip(curve["steps"], values, strict=True))
-    return " → ".join("not finite" if found[step] is None else f"{found[step]:.3f}" for step in steps)
+    return " → ".join(readable(found[step]) for step in steps)
+
+
+def readable(value: float | None) -> str:
+    """A figure of the measurement of healing; None stands for numbers too large for float32."""
+    if value is None:
+        return "too large"
+    return f"{value:.3f}" if value < 1000 else f"{value:.0e}"
 
 
 def render_healing() -> str:
@@ -155,7 +162,7 @@ def render_healing() -> str:
         for entry in entries.values()
         for part in entry["parts"].values()
     }
-    return "\n".join([*lines, "", f"Means over {'; '.join(sorted(notes))}. Figures as large as 10¹⁰ are no errors."])
+    return "\n".join([*lines, "", f"Means over {'; '.join(sorted(notes))}."])
 
 
 def render_inpainting() -> str:

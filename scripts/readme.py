@@ -143,15 +143,15 @@ def render_healing() -> str:
     columns = {name: entry["parts"] for name, entry in entries.items()}
     rows = {}
     for step in (0, 50, 200, 1000):
-        rows[f"bits per pixel after the growth and {step:,} further steps"] = [
+        rows["bits per pixel, grown" if step == 0 else f"{step:,} steps later"] = [
             at_steps(parts["stability"], parts["stability"]["bits_per_pixel"], (step,)) for parts in columns.values()
         ]
     for share in ("25%", "50%", "75%"):
-        rows[f"error per pixel 0, 16, 64 and 256 steps after damage of {share} of the cells"] = [
+        rows[f"error, {share} damaged"] = [
             at_steps(curve, curve["error"]["everywhere"], (0, 16, 64, 256))
             for curve in (parts[f"recovery {share}"] for parts in columns.values())
         ]
-    rows["the same 0, 16 and 64 steps after the last of five damages of 25%, 64 steps apart"] = [
+    rows["error, 25% five times"] = [
         at_steps(curve, curve["error"]["everywhere"], (0, 16, 64))
         for curve in (parts["repeated"]["rounds"][-1] for parts in columns.values())
     ]

@@ -91,10 +91,10 @@ def test_the_table_of_healing_reads_each_figure_at_its_step(results, tmp_path):
     (tmp_path / "results" / "healing.json").write_text(json.dumps({"one": entry, "two": entry}))
     table = readme.render_healing().splitlines()
     assert table[0] == "| | `one` | `two` |"
-    assert table[2].endswith("and 0 further steps | 0.100 | 0.100 |")
-    assert table[3].endswith("and 50 further steps | 2e+04 | 2e+04 |")
-    assert table[4].endswith("and 200 further steps | too large | too large |")
-    assert "damage of 50% of the cells | 0.500 → 0.310 → 0.220 → 0.130 |" in table[7]
+    assert table[2] == "| bits per pixel, grown | 0.100 | 0.100 |"
+    assert table[3] == "| 50 steps later | 2e+04 | 2e+04 |"
+    assert table[4] == "| 200 steps later | too large | too large |"
+    assert "| error, 50% damaged | 0.500 → 0.310 → 0.220 → 0.130 |" in table[7]
     assert table[9].endswith("| 0.800 → 0.800 → 0.800 |")
     assert table[-1] == "Means over 7 test images of `digits`, two cores, float32."
 

@@ -176,8 +176,8 @@ class RegrowingDecoder(CellDecoder):
     """The regrowing (non-doubling) VNCA: a whole grid of copies of the latent takes one step after another.
 
     Without arguments it is that of Palm et al., ICLR 2022, with 163,968 parameters; their code works on 28 × 28
-    cells, this class on 32 × 32 like the others. Trained with a pool (`vnca.objectives.PersistentElbo`), an image can
-    take any number of steps and heals after damage. Training draws from `min_steps` to `max_steps` steps at random;
+    cells, this class on 32 × 32 like the others. Trained with a pool (`vnca.objectives.PersistentElbo`), an image
+    stays over many steps and closes holes. Training draws from `min_steps` to `max_steps` steps at random;
     `grow` and `forward` take their mean, `steps`, so that a latent always gives the same image.
 
     Args:

@@ -188,7 +188,10 @@ def render_inpainting() -> str:
         return f"{row['squared_error'][0]:.3f} ({row['expected_error'][0]:.3f})"
 
     machines = sorted({row["machine"] for row in found["rows"] if "machine" in row})
-    (samples,) = {row["identity"]["num_samples"] for row in found["rows"] if "num_samples" in row["identity"]}
+    settings = ("num_samples", "chains", "iterations", "precision")  # the same for every model, or this fails
+    ((samples, chains, iterations, precision),) = {
+        tuple(row["identity"][name] for name in settings) for row in found["rows"] if "bounds" in row
+    }
     return "\n".join(
         [
             "Log-likelihood of the missing pixels given the observed ones, nats per missing pixel, with the standard "
@@ -201,8 +204,8 @@ def render_inpainting() -> str:
             "",
             *table(squared, lambda row: row["squared_error"][0]),
             "",
-            f"{found['images']} test images of `{found['data']}`, {samples} latents for each term, "
-            f"{'; '.join(machines)}.",
+            f"{found['images']} test images of `{found['data']}`, {samples} latents for each term, {chains} chains of "
+            f"{iterations} iterations for the mean completion; {'; '.join(machines)}, {precision}.",
         ]
     )
 

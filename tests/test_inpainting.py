@@ -217,9 +217,13 @@ def test_observed_pixels_come_back_as_they_are(model, name, quick):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.uint8, torch.bool])
 def test_images_of_another_type_are_taken(model, dtype):
     x, observed = images(2, dtype), masks.stroke(2)
-    completions = vnca.inpaint(model, x, observed, 2, seeded(), iterations=1)
-    assert completions.dtype == (dtype if dtype.is_floating_point else torch.float32)
-    assert (completions[:, observed] == x[observed]).all()
+    for completions in (
+        vnca.inpaint(model, x, observed, 2, seeded(), iterations=1),
+        inpainting.QuickInpainter(model, seeded(1))(x, observed, 2, seeded()),
+    ):
+        assert completions.dtype == (dtype if dtype.is_floating_point else torch.float32)
+        assert (completions[:, observed] == x[observed]).all()
+        assert (completions[:, ~observed] > 0).all(), "probabilities, not rounded ones"
 
 
 def test_with_all_observed_nothing_changes(model):

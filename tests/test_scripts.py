@@ -104,7 +104,8 @@ def test_the_tables_of_inpainting_have_the_best_model_first_and_its_bounds(resul
         figures = {"nats_per_pixel": [nats, 0.01], "squared_error": [-nats, 0.01], "expected_error": [0.125, 0.01]}
         return {"model": model, "mask": "stroke", "identity": {}, **figures, **more}
 
-    ours = {"bounds": {"lower": [-0.35, 0.01], "upper": [-0.25, 0.01]}, "identity": {"num_samples": 9}, "machine": "M"}
+    identity = {"num_samples": 9, "chains": 3, "iterations": 5, "precision": "float32"}
+    ours = {"bounds": {"lower": [-0.35, 0.01], "upper": [-0.25, 0.01]}, "identity": identity, "machine": "M"}
     rows = [row("pixel mean", -0.5), row("ours", -0.3, **ours)]
     found = {"rows": rows, "images": 5, "data": "digits"}
     (tmp_path / "results" / "inpainting.json").write_text(json.dumps(found))
@@ -115,7 +116,9 @@ def test_the_tables_of_inpainting_have_the_best_model_first_and_its_bounds(resul
         "| `ours` | 0.300 (0.125) |",
         "| `pixel mean` | 0.500 (0.125) |",
     ]
-    assert readme.render_inpainting().endswith("5 test images of `digits`, 9 latents for each term, M.")
+    last = readme.render_inpainting().splitlines()[-1]
+    assert last.startswith("5 test images of `digits`, 9 latents for each term, 3 chains of 5 iterations")
+    assert last.endswith("; M, float32.")
 
 
 def test_a_notebook_is_filled_cell_by_cell_and_stays_a_notebook(results, tmp_path, monkeypatch):

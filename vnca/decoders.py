@@ -177,8 +177,8 @@ class RegrowingDecoder(CellDecoder):
 
     Without arguments it is that of Palm et al., ICLR 2022, with 163,968 parameters; their code works on 28 × 28
     cells, this class on 32 × 32 like the others. Trained with a pool (`vnca.objectives.PersistentElbo`), an image
-    stays over many steps and closes holes. Training draws from `min_steps` to `max_steps` steps at random;
-    `grow` and `forward` take their mean, `steps`, so that a latent always gives the same image.
+    stays over many steps and closes holes. Training judges it after every number of steps from `min_steps` to
+    `max_steps`; `grow` and `forward` take their mean, `steps`, so that a latent always gives the same image.
 
     Args:
         channels: channels of a cell, which is also the size `D` of the latent.

@@ -91,7 +91,7 @@ def evidence(
         iterations: steps of each of these chains.
 
     Raises:
-        ValueError: as `inpaint` does, or if `chains` is negative.
+        ValueError: as `inpaint` does, or if `chains` or `iterations` is negative.
     """
     require_task(x, observed)
     if num_samples < 1 or chains < 0 or iterations < 0:

@@ -77,7 +77,7 @@ def inpaint(
     """
     require_task(x, observed)
     _require_numbers(num_samples, iterations)
-    x = x if x.is_floating_point() else x.float()
+    x = _floating(x)
     count = observed.flatten(1).sum(dim=1)  # (B,)
     completions = x.expand(num_samples, *x.shape).clone()  # (S, B, 1, 28, 28), right where all is observed
     empty = (count == 0).nonzero()[:, 0]
@@ -128,6 +128,7 @@ class QuickInpainter:
         """Completions `(num_samples, B, 1, 28, 28)`, as those of `inpaint`; raises `ValueError` as it does."""
         _require_numbers(num_samples, 0)
         require_task(x, observed)
+        x = _floating(x)
         task, candidates = Task.of(self.model, x, observed), self.CANDIDATES * num_samples
         suiting = task.suiting(self.bank, min(candidates, len(self.bank)))
         start = suiting[torch.arange(candidates) % len(suiting)]  # (N, B, 784)
@@ -137,6 +138,11 @@ class QuickInpainter:
         best = task.log_joint(z, logits).topk(num_samples, dim=0).indices  # (S, B)
         drawn = pick(logits, best).sigmoid().view(num_samples, *x.shape).to(x.dtype)
         return torch.where(observed, x, drawn)
+
+
+def _floating(x: Tensor) -> Tensor:
+    """The images in a type that can hold probabilities."""
+    return x if x.is_floating_point() else x.float()
 
 
 def _require_numbers(num_samples: int, iterations: int) -> None:

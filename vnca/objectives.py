@@ -6,7 +6,7 @@ returned, tensors cut along their first dimension and whole numbers as they are.
 need, from the outcomes of all shares. The pool is the same in each process.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -163,16 +163,14 @@ class PersistentElbo(nn.Module):
         decoder = self.model.decoder
         z, kl = _sample_posterior(self.model, x, noise)
         state = torch.where(_column(resumed), start.to(z.dtype), decoder.seed(z))  # (B, C, 32, 32)
-        log_likelihood, outcome = torch.zeros_like(kl), state
-        for taken in range(decoder.max_steps + 1):
-            if taken > 0:
-                state = decoder.step(state)
-            if taken >= decoder.min_steps:
-                log_likelihood = log_likelihood + bernoulli_log_likelihood(crop(state[:, :1]), x)
-            if taken == steps:
-                outcome = state
+
+        def compare(state: Tensor) -> Tensor:
+            return bernoulli_log_likelihood(crop(state[:, :1]), x)
+
+        first, last = decoder.min_steps, decoder.max_steps
+        log_likelihood, outcome, state = _follow(decoder, state, compare, first, last, steps)
         return Terms(
-            log_likelihood=log_likelihood / (decoder.max_steps + 1 - decoder.min_steps),
+            log_likelihood=log_likelihood,
             kl=kl.masked_fill(resumed, 0),
             penalty=_overflow(state),
             fresh=~resumed,
@@ -249,14 +247,14 @@ class CoarseToFine(nn.Module):
         z, kl = (t.detach() + 0 * t for t in (z, kl))  # a gradient of zero: several processes want one for each weight
         target = F.avg_pool2d(F.pad(x, (BORDER, BORDER, BORDER, BORDER)), pixels)  # (B, 1, side, side)
         state = cells.seed(z, side)  # (B, C, side, side)
-        first, last = decoder.min_steps // pixels, max(1, decoder.max_steps // pixels)
-        log_likelihood = torch.zeros_like(kl)
-        for taken in range(1, last + 1):
-            state = decoder.step(state)
-            if taken >= first:
-                log_likelihood = log_likelihood + bernoulli_log_likelihood(state[:, :1], target)
+
+        def compare(state: Tensor) -> Tensor:
+            return bernoulli_log_likelihood(state[:, :1], target)
+
+        first, last = (max(1, steps // pixels) for steps in (decoder.min_steps, decoder.max_steps))
+        log_likelihood, _, state = _follow(decoder, state, compare, first, last, last)
         return Terms(
-            log_likelihood=pixels**2 * log_likelihood / (last + 1 - max(1, first)),
+            log_likelihood=pixels**2 * log_likelihood,
             kl=kl,
             penalty=_overflow(state),
             fresh=torch.ones_like(kl, dtype=torch.bool),
@@ -291,6 +289,26 @@ def _sample_posterior(model: VAE, x: Tensor, noise: Tensor) -> tuple[Tensor, Ten
     posterior = model.encode(x)
     z = posterior.mean + posterior.stddev * noise
     return z, gaussian_kl(posterior.mean, posterior.stddev.log())
+
+
+def _follow(
+    decoder: RegrowingDecoder, state: Tensor, compare: Callable[[Tensor], Tensor], first: int, last: int, steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Take `last` steps from a state `(B, C, H, W)`.
+
+    Returns:
+        The mean of `compare`, `(B,)`, over the states after `first` to `last` steps; the state after `steps` of them;
+        and the last one.
+    """
+    total, outcome = 0.0, state
+    for taken in range(last + 1):
+        if taken > 0:
+            state = decoder.step(state)
+        if taken >= first:
+            total = total + compare(state)
+        if taken == steps:
+            outcome = state
+    return total / (last + 1 - first), outcome, state
 
 
 def _overflow(state: Tensor) -> Tensor:

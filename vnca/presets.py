@@ -177,7 +177,9 @@ PRESETS = {
         replace(PAPER, updates=25_000, batch_size=128, learning_rate=5e-4, warmup=500, schedule="cosine", ema=0.999),
         "the paper's model with the best recipe so far",
     ),
-    "regrow": Preset(REGROW, "the regrowing (non-doubling) VNCA as Palm et al. 2022 trained it"),
+    "regrow": Preset(
+        REGROW, "the regrowing (non-doubling) VNCA of Palm et al. 2022, trained as vnca.objectives.PersistentElbo says"
+    ),
     "conv-small": Preset(
         TrainConfig(
             ModelConfig("conv", 32, 8, {"width": 8}),

@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import cached_property
 from typing import NamedTuple
 
 import ipywidgets
@@ -125,10 +126,14 @@ class Regrowth:
         self.images = images.to(next(model.parameters()))
         self.num_completions, self.num_quick = num_completions, num_quick
         self.seed = seed
-        self._quick = QuickInpainter(self.model, Generator().manual_seed(seed_of("widget", seed)))
         self._completed: OrderedDict[tuple, _Completed] = OrderedDict()
         self._grown: tuple = (None, None)  # settings, states
         self._path = NO_PATH
+
+    @cached_property
+    def _quick(self) -> QuickInpainter:
+        """Made when it is first asked for: it decodes hundreds of images, and a still figure needs none of them."""
+        return QuickInpainter(self.model, Generator().manual_seed(seed_of("widget", self.seed)))
 
     @torch.no_grad()
     def pictures(self, settings: Settings) -> Pictures:

@@ -157,7 +157,24 @@ def test_a_regrowing_model_is_built_from_its_configuration():
         build(ModelConfig("regrowing", 4, 2, options | {"min_steps": 7}))
 
 
+def test_spare_channels_begin_at_zero_and_the_latent_is_in_the_last_ones():
+    decoder = build(ModelConfig("regrowing", 2, 2, {"channels": 5, "hidden": 6, "min_steps": 1, "max_steps": 1})).decoder
+    assert (decoder.latent_size, decoder.channels) == (2, 5)
+    z = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    for state, size in ((decoder.seed(z), 32), (decoder.seed(z, 3), 3), (next(decoder.grow(z)), 32)):
+        assert state.shape == (2, 5, size, size)
+        assert torch.equal(state[:, :3], torch.zeros(2, 3, size, size))
+        assert torch.equal(state[:, 3:], z[:, :, None, None].expand(-1, -1, size, size))
+    assert decoder(z).shape == (2, 1, 28, 28)
+    with pytest.raises(ValueError, match=r"takes latents \(B, 2\)"):
+        decoder(torch.zeros(2, 5))
+    with pytest.raises(ValueError, match="5 channels, not 2"):
+        decoder.run(torch.zeros(1, 2, 32, 32), 1)
+
+
 def test_impossible_decoders_are_refused():
+    with pytest.raises(ValueError, match="room for a latent of 1 to 4 numbers, not of 5"):
+        RegrowingDecoder(channels=4, latent_size=5)
     with pytest.raises(ValueError, match="steps >= 0, not -1"):
         DoublingDecoder(steps=-1)
     with pytest.raises(ValueError, match="not 0 and 32"):

@@ -112,7 +112,7 @@ def test_bits_per_pixel_are_the_code_length():
 class Cells(nn.Module):
     """Cells that grow at once into an image of probability 3/4; `rule` gives the change from state and target."""
 
-    latent_size = 2
+    channels = latent_size = 2
 
     def __init__(self, rule):
         super().__init__()

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -75,13 +76,26 @@ class CellDecoder(nn.Module):
     """What decoders made of cells share: one update, and the step that adds it to the state.
 
     Attributes:
+        latent_size: size `D` of the latent.
+        channels: channels `C` of a cell, at least as many.
         update: maps a cell state to its change, both `(B, C, H, W)`.
         recompute: compute each step a second time in the backward pass instead of keeping what is inside it. A step
             then keeps its state alone; training takes about a third more time. False unless set.
     """
 
+    latent_size: int
+    channels: int
     update: nn.Module
     recompute = False
+
+    def seed(self, z: Tensor, size: int) -> Tensor:
+        """The first grid, with the latent in the last channels of every cell: `(B, D)` -> `(B, C, size, size)`.
+
+        Raises:
+            ValueError: if `z` has another shape.
+        """
+        _require_latents(z, self.latent_size)
+        return cells.seed(F.pad(z, (self.channels - self.latent_size, 0)), size)
 
     def step(self, state: Tensor) -> Tensor:
         """One step: `(B, C, H, W)` -> `(B, C, H, W)`."""
@@ -135,7 +149,7 @@ class DoublingDecoder(CellDecoder):
         super().__init__()
         if steps < 0:
             raise ValueError(f"DoublingDecoder needs steps >= 0, not {steps}")
-        self.latent_size = channels
+        self.channels = self.latent_size = channels
         self.steps = steps
         self.update = cells.Update(channels, hidden, residual_blocks)
 
@@ -157,8 +171,7 @@ class DoublingDecoder(CellDecoder):
         Raises:
             ValueError: if `z` has another shape.
         """
-        _require_latents(z, self.latent_size)
-        state = cells.seed(z)  # (B, C, 2, 2)
+        state = self.seed(z, 2)  # (B, C, 2, 2)
         for event, _ in self.schedule():
             if event == "double":
                 state = cells.double(state)  # (B, C, H, W) -> (B, C, 2H, 2W)
@@ -180,20 +193,38 @@ class RegrowingDecoder(CellDecoder):
     stays over many steps and closes holes. Training judges it after every number of steps from `min_steps` to
     `max_steps`; `grow` and `forward` take their mean, `steps`, so that a latent always gives the same image.
 
+    In the paper a cell has as many channels as the latent has numbers. More of them, which begin at zero, leave room
+    to keep the latent while the others carry the image and what cells tell each other.
+
     Args:
-        channels: channels of a cell, which is also the size `D` of the latent.
+        channels: channels of a cell.
         hidden: channels inside the update.
         min_steps, max_steps: the range of steps in training.
+        latent_size: size `D` of the latent, at most `channels`; None for as many.
 
     Raises:
-        ValueError: unless `0 <= min_steps <= max_steps`, or if the update does not accept the other arguments.
+        ValueError: unless `0 <= min_steps <= max_steps` and `1 <= latent_size <= channels`, or if the update does not
+            accept the other arguments.
     """
 
-    def __init__(self, channels: int = 128, hidden: int = 128, min_steps: int = 32, max_steps: int = 64):
+    def __init__(
+        self,
+        channels: int = 128,
+        hidden: int = 128,
+        min_steps: int = 32,
+        max_steps: int = 64,
+        latent_size: int | None = None,
+    ):
         super().__init__()
         if not 0 <= min_steps <= max_steps:
             raise ValueError(f"RegrowingDecoder needs 0 <= min_steps <= max_steps, not {min_steps} and {max_steps}")
-        self.latent_size = channels
+        self.channels = channels
+        self.latent_size = channels if latent_size is None else latent_size
+        if not 1 <= self.latent_size <= channels:
+            raise ValueError(
+                f"cells of {channels} channels have room for a latent of 1 to {channels} numbers, "
+                f"not of {self.latent_size}"
+            )
         self.min_steps, self.max_steps = min_steps, max_steps
         self.steps = (min_steps + max_steps) // 2
         self.update = cells.SimpleUpdate(channels, hidden)
@@ -202,14 +233,9 @@ class RegrowingDecoder(CellDecoder):
         """What `grow` does, in order: pairs of `"seed"` or `"step"` and the side of the grid."""
         return [("seed", GRID_SIZE)] + [("step", GRID_SIZE)] * self.steps
 
-    def seed(self, z: Tensor) -> Tensor:
-        """The first grid, a copy of the latent in every cell: `(B, C)` -> `(B, C, 32, 32)`.
-
-        Raises:
-            ValueError: if `z` has another shape.
-        """
-        _require_latents(z, self.latent_size)
-        return cells.seed(z, GRID_SIZE)
+    def seed(self, z: Tensor, size: int = GRID_SIZE) -> Tensor:
+        """The first grid, by default the whole one: `(B, D)` -> `(B, C, size, size)`; see `CellDecoder.seed`."""
+        return super().seed(z, size)
 
     def run(self, state: Tensor, steps: int) -> Tensor:
         """The state after `steps` more steps, on a grid of any size: `(B, C, H, W)` -> `(B, C, H, W)`.
@@ -218,8 +244,8 @@ class RegrowingDecoder(CellDecoder):
             ValueError: if the state has another number of dimensions or channels, or `steps` is negative.
         """
         cells.require_state(state)
-        if state.shape[1] != self.latent_size:
-            raise ValueError(f"the cells of this decoder have {self.latent_size} channels, not {state.shape[1]}")
+        if state.shape[1] != self.channels:
+            raise ValueError(f"the cells of this decoder have {self.channels} channels, not {state.shape[1]}")
         if steps < 0:
             raise ValueError(f"the number of steps is at least 0, not {steps}")
         for _ in range(steps):
@@ -230,7 +256,7 @@ class RegrowingDecoder(CellDecoder):
         """Yield the cell state `(B, C, 32, 32)` after the seed and after each of `steps` steps.
 
         Args:
-            z: latents `(B, C)`.
+            z: latents `(B, D)`.
 
         Raises:
             ValueError: if `z` has another shape.
@@ -242,7 +268,7 @@ class RegrowingDecoder(CellDecoder):
             yield state
 
     def forward(self, z: Tensor) -> Tensor:
-        """Logits `(B, 1, 28, 28)` for latents `(B, C)`: channel 0 after `steps` steps, cropped to the image."""
+        """Logits `(B, 1, 28, 28)` for latents `(B, D)`: channel 0 after `steps` steps, cropped to the image."""
         final = self.run(self.seed(z), self.steps)  # (B, C, 32, 32)
         return pixel_logits(final)  # (B, 1, 28, 28)
 

@@ -28,7 +28,7 @@ from vnca.vae import at_least_float32, bernoulli_log_likelihood
 
 
 def grown(decoder: nn.Module, z: Tensor) -> Tensor:
-    """The cell state `(B, C, 32, 32)` at the end of the growth from latents `(B, C)`.
+    """The cell state `(B, C, 32, 32)` at the end of the growth from latents `(B, D)`.
 
     Raises:
         ValueError: if the decoder has no cells, or the latents have another shape.
@@ -50,8 +50,8 @@ def go_on(decoder: nn.Module, state: Tensor, steps: int) -> Iterator[Tensor]:
     """
     _require_cells(decoder)
     cells.require_state(state)
-    if state.shape[1] != decoder.latent_size:
-        raise ValueError(f"the cells of this decoder have {decoder.latent_size} channels, not {state.shape[1]}")
+    if state.shape[1] != decoder.channels:
+        raise ValueError(f"the cells of this decoder have {decoder.channels} channels, not {state.shape[1]}")
     if steps < 0:
         raise ValueError(f"the number of steps is at least 0, not {steps}")
 

@@ -112,7 +112,7 @@ class PersistentElbo(nn.Module):
         if not isinstance(model.decoder, RegrowingDecoder):
             raise ValueError(f"only a RegrowingDecoder can go on from a state of a pool, not {model.decoder!r}")
         self.model = model
-        states = torch.zeros(pool_size, model.latent_size, GRID_SIZE, GRID_SIZE, dtype=torch.bfloat16)
+        states = torch.zeros(pool_size, model.decoder.channels, GRID_SIZE, GRID_SIZE, dtype=torch.bfloat16)
         self.pool = Pool(states.to(memory_format=torch.channels_last))
         self.register_buffer("images", torch.zeros(pool_size, 1, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.bool))
         self.register_buffer("filled", torch.zeros(pool_size, dtype=torch.bool))
@@ -246,7 +246,7 @@ class CoarseToFine(nn.Module):
         z, kl = _sample_posterior(self.model, x, noise)
         z, kl = (t.detach() + 0 * t for t in (z, kl))  # a gradient of zero: several processes want one for each weight
         target = F.avg_pool2d(F.pad(x, (BORDER, BORDER, BORDER, BORDER)), pixels)  # (B, 1, side, side)
-        state = cells.seed(z, side)  # (B, C, side, side)
+        state = decoder.seed(z, side)  # (B, C, side, side)
 
         def compare(state: Tensor) -> Tensor:
             return bernoulli_log_likelihood(state[:, :1], target)

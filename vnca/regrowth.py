@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vnca import cells
-from vnca.decoders import BORDER, IMAGE_SIZE, DoublingDecoder, RegrowingDecoder
+from vnca.decoders import BORDER, IMAGE_SIZE, CellDecoder, DoublingDecoder, RegrowingDecoder
 
 
 def cells_of(observed: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def regrow(
         decoder: the decoder that grew the state.
         state: cell state `(B, C, H, W)`, as `decoder.grow` yields it.
         region: bool `(B, 1, H, W)`, or `(1, 1, H, W)` for all states, True where cells are erased.
-        reseed: what is planted there: latents `(B, C)`, copied to every erased cell; a cell state `(B, C, H, W)`, such
+        reseed: what is planted there: latents `(B, D)`, copied to every erased cell; a cell state `(B, C, H, W)`, such
             as noise, whose cells in the region are taken; or None, and the erased cells stay zero.
         steps: steps on the grid of `state`.
 
@@ -72,7 +72,7 @@ def regrow(
     state = torch.where(region, 0, state)
     yield state
     if reseed is not None:
-        state = torch.where(region, _planted(reseed, state), state)
+        state = torch.where(region, _planted(decoder, reseed, state), state)
         yield state
     for event in ["step"] * steps + _rest(decoder, state.shape[-1]):
         state = cells.double(state) if event == "double" else state + decoder.update(state)
@@ -86,13 +86,14 @@ def _rest(decoder: DoublingDecoder | RegrowingDecoder, size: int) -> list[str]:
     return [event for event, side in decoder.schedule() if side > size]
 
 
-def _planted(reseed: Tensor, state: Tensor) -> Tensor:
+def _planted(decoder: CellDecoder, reseed: Tensor, state: Tensor) -> Tensor:
     if reseed.shape == state.shape:
         return reseed
-    if reseed.shape == state.shape[:2]:
-        return reseed[:, :, None, None]  # (B, C) -> (B, C, 1, 1): every cell a copy of the latent, as in a seed
+    latent = (len(state), decoder.latent_size)
+    if reseed.shape == latent:
+        return decoder.seed(reseed, 1)  # (B, D) -> (B, C, 1, 1), for every cell
     raise ValueError(
-        f"what is planted is a latent {tuple(state.shape[:2])} or a cell state {tuple(state.shape)}, "
+        f"what is planted is a latent {latent} or a cell state {tuple(state.shape)}, "
         f"not {tuple(reseed.shape)}"
     )
 
@@ -102,8 +103,8 @@ def _require_edit(decoder: DoublingDecoder | RegrowingDecoder, state: Tensor, re
         raise ValueError(f"a {type(decoder).__name__} has no cells that could grow again")
     cells.require_state(state)
     batch, channels, *grid = state.shape
-    if channels != decoder.latent_size:
-        raise ValueError(f"the cells of this decoder have {decoder.latent_size} channels, not {channels}")
+    if channels != decoder.channels:
+        raise ValueError(f"the cells of this decoder have {decoder.channels} channels, not {channels}")
     sizes = sorted({size for _, size in decoder.schedule()})
     if isinstance(decoder, DoublingDecoder) and (grid[0] != grid[1] or grid[0] not in sizes):
         raise ValueError(f"the stages of this decoder have grids of {sizes} cells squared, not {grid[0]} x {grid[1]}")

@@ -236,7 +236,8 @@ class ModelConfig:
 
     Attributes:
         decoder: `"doubling"`, `"regrowing"` or `"conv"`.
-        latent_size: size `D` of the latent (the cells of the doubling and the regrowing decoder have as many channels).
+        latent_size: size `D` of the latent. The cells of the doubling decoder have as many channels, those of the
+            regrowing one too unless its options name another number of `channels`.
         encoder_width: channels of the encoder's first convolution.
         decoder_options: further arguments of the decoder's class, such as `hidden` and `steps`.
     """
@@ -255,8 +256,14 @@ def build(config: ModelConfig) -> VAE:
     """
     if config.decoder not in DECODERS:
         raise ValueError(f"unknown decoder {config.decoder!r}; there are {', '.join(sorted(DECODERS))}")
+    size = config.latent_size
+    sizes = {
+        "conv": {"latent_size": size},
+        "doubling": {"channels": size},
+        "regrowing": {"channels": size, "latent_size": size},
+    }
     try:
-        decoder = DECODERS[config.decoder](config.latent_size, **config.decoder_options)
+        decoder = DECODERS[config.decoder](**sizes[config.decoder] | config.decoder_options)
     except TypeError as error:
         raise ValueError(f"decoder {config.decoder!r} does not take {config.decoder_options}: {error}") from None
     return VAE(Encoder(config.latent_size, config.encoder_width), decoder)

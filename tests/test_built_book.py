@@ -8,13 +8,12 @@ import functools
 import http.server
 import os
 import re
-import shutil
 import threading
-from pathlib import Path
 
 import pytest
 import readme
 from chapters import CHAPTERS, ROOT
+from chromium import find_browser, launch
 
 BUILT = ROOT / "_build" / "html"
 LARGEST_OUTPUT = 300_000
@@ -28,14 +27,6 @@ def missing(reason: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
-
-
-def find_browser(playwright) -> str | None:
-    """The program to drive: one in PATH, Chrome where macOS keeps it, or the one Playwright downloaded."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    mac = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-    candidates = [*map(shutil.which, names), mac, playwright.chromium.executable_path]
-    return next((path for path in candidates if path and Path(path).exists()), None)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +44,7 @@ def browser(book):
         program = find_browser(playwright)
         if program is None:
             missing("no browser found: install Chromium or Chrome, or run .venv/bin/playwright install chromium")
-        quiet = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-        # Chromium's own sandbox does not start for root, as in a container.
-        sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        running = playwright.chromium.launch(executable_path=program, args=[*quiet, *sandbox])
+        running = launch(playwright, program)
         yield running
         running.close()
 

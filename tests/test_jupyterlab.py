@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chapters import ROOT
+from chromium import find_browser, launch
 from PIL import Image
-from test_built_book import find_browser, missing
+from test_built_book import missing
 
 from vnca.widgets import HOLE_COLOR
 
@@ -54,9 +55,7 @@ def browser():
         program = find_browser(playwright)
         if program is None:
             missing("no browser found: install Chromium or Chrome, or run .venv/bin/playwright install chromium")
-        # Chromium's own sandbox does not start for root, as in a container.
-        sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        running = playwright.chromium.launch(executable_path=program, args=["--disable-gpu", *sandbox])
+        running = launch(playwright, program)
         yield running
         running.close()
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m vnca train | evaluate | sample | inpaint`.
+"""The command line: `python -m vnca train | evaluate | sample | inpaint | export`.
 
 Exit codes: 0, 1 (the run failed or was stopped), 2 (bad arguments).
 """
@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
-from vnca import data, evaluation, pretrained, training
+from vnca import data, evaluation, export, pretrained, training
 from vnca.decoders import IMAGE_SIZE
 from vnca.inpainting import inpaint
 from vnca.pictures import read_png, save_png
@@ -147,6 +147,11 @@ def _image_and_mask(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Te
     return small[0], small[1] > 0.999  # a pixel is observed where all of it is
 
 
+def _export(options: argparse.Namespace) -> None:
+    for path in export.export(options.weights, options.out, options.float32):
+        print(f"{path}: {path.stat().st_size:,} bytes")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vnca", description="Train, evaluate and sample from VNCAs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -216,6 +221,17 @@ def _parser() -> argparse.ArgumentParser:
         "--resize", action="store_true", help="scale an image and a mask of another size; a square stays undistorted"
     )
     command.set_defaults(run=_inpaint)
+
+    command = commands.add_parser(
+        "export",
+        help="write a model as scripts for the book's pages",
+        description="Write the cells and the encoder of a model as scripts, NAME.js and NAME-encoder.js, which the "
+        "live figures of the book's pages run.",
+    )
+    _add_weights(command)
+    command.add_argument("--out", type=Path, required=True, help="the folder of the scripts")
+    command.add_argument("--float32", action="store_true", help="do not round the weights to half precision")
+    command.set_defaults(run=_export)
     return parser
 
 

@@ -90,26 +90,50 @@ class SimpleUpdate(nn.Module):
     """The update of the regrowing VNCA: one look at the 3 × 3 neighborhood, one pointwise layer for the change.
 
     The last layer starts at zero and has no bias (Palm et al., the non-doubling variant): an untrained cell does not
-    change.
+    change. With a genome, which is not in the paper, it writes the other channels only; the genome follows `inherit`.
 
     Args:
         channels: channels `C` of a cell.
         hidden: channels inside the update.
+        genome: how many channels, the last ones, are a genome.
 
     Raises:
-        ValueError: if an argument is below 1.
+        ValueError: if `channels` or `hidden` is below 1, or `genome` does not lie in [0, channels).
     """
 
-    def __init__(self, channels: int, hidden: int):
+    def __init__(self, channels: int, hidden: int, genome: int = 0):
         super().__init__()
         if channels < 1 or hidden < 1:
             raise ValueError(f"an update needs channels >= 1 and hidden >= 1, not {channels} and {hidden}")
-        change = nn.Conv2d(hidden, channels, 1, bias=False)
+        if not 0 <= genome < channels:
+            raise ValueError(f"a genome takes 0 to {channels - 1} of {channels} channels, not {genome}")
+        self.genome = genome
+        change = nn.Conv2d(hidden, channels - genome, 1, bias=False)
         nn.init.zeros_(change.weight)
         self.layers = nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), nn.ELU(inplace=True), change)
 
     def forward(self, state: Tensor) -> Tensor:
-        return self.layers(state)  # (B, C, H, W) -> (B, C, H, W)
+        change = self.layers(state)  # (B, C, H, W) -> (B, C - genome, H, W)
+        if self.genome == 0:
+            return change
+        return torch.cat([change, inherit(state[:, -self.genome :])], dim=1)  # (B, C, H, W)
+
+
+def inherit(genome: Tensor) -> Tensor:
+    """The change of a genome: a cell that has lost it takes the mean of its neighbors', all others keep theirs.
+
+    So a genome never changes in a whole grid, and closes a hole from its rim, one cell a step.
+
+    Args:
+        genome: channels of all cells `(B, G, H, W)`; a cell has none where all are zero.
+
+    Returns:
+        The change `(B, G, H, W)`.
+    """
+    alive = (genome != 0).any(dim=1, keepdim=True)  # (B, 1, H, W)
+    # Sums over the neighborhood, both divided by nine. Beyond the border nobody lives.
+    total, count = (F.avg_pool2d(t, 3, stride=1, padding=1) for t in (genome, alive.to(genome.dtype)))
+    return torch.where(alive, 0, total / count.clamp(min=1 / 9))
 
 
 def double(state: Tensor) -> Tensor:

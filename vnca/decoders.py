@@ -193,14 +193,16 @@ class RegrowingDecoder(CellDecoder):
     stays over many steps and closes holes. Training judges it after every number of steps from `min_steps` to
     `max_steps`; `grow` and `forward` take their mean, `steps`, so that a latent always gives the same image.
 
-    In the paper a cell has as many channels as the latent has numbers. More of them, which begin at zero, leave room
-    to keep the latent while the others carry the image and what cells tell each other.
+    In the paper a cell has as many channels as the latent has numbers, and the update writes them all. Given more,
+    a cell keeps its copy of the latent as a **genome** in the last ones: the update reads it and never writes it, and
+    a cell that lost it takes that of its neighbors (`cells.inherit`). The other channels begin at zero. This is not in
+    the paper.
 
     Args:
-        channels: channels of a cell.
+        channels: channels of a cell, those of its genome included.
         hidden: channels inside the update.
         min_steps, max_steps: the range of steps in training.
-        latent_size: size `D` of the latent, at most `channels`; None for as many.
+        latent_size: size `D` of the latent, at most `channels`; None for as many, and no genome.
 
     Raises:
         ValueError: unless `0 <= min_steps <= max_steps` and `1 <= latent_size <= channels`, or if the update does not
@@ -227,7 +229,8 @@ class RegrowingDecoder(CellDecoder):
             )
         self.min_steps, self.max_steps = min_steps, max_steps
         self.steps = (min_steps + max_steps) // 2
-        self.update = cells.SimpleUpdate(channels, hidden)
+        genome = self.latent_size if self.latent_size < channels else 0
+        self.update = cells.SimpleUpdate(channels, hidden, genome)
 
     def schedule(self) -> list[tuple[str, int]]:
         """What `grow` does, in order: pairs of `"seed"` or `"step"` and the side of the grid."""

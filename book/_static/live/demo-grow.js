@@ -1,0 +1,52 @@
+// The first page: a digit grows from a random latent, and heals where it is touched.
+vncaLive.addDemo("grow", async (stage) => {
+  "use strict";
+  const RADIUS = 3; // of a wound, in cells
+  const AWAKE = 200; // steps after the last touch until the cells rest
+
+  const engine = await vncaLive.Engine.load(stage.models[0]);
+  const random = new vncaLive.Random(2 ** 32 * Math.random());
+  let z, event, awake;
+
+  const restart = () => {
+    [event, awake] = [1, AWAKE];
+    engine.seed(z);
+  };
+  const next = () => {
+    if (event < engine.schedule.length) return engine.perform(engine.schedule[event++][0]);
+    return awake-- > 0 ? engine.step() : null;
+  };
+  const draw = () => screen.paint(engine.readChannel(0).map((logit) => 1 / (1 + Math.exp(-logit))));
+
+  z = random.normal(engine.latentSize);
+  restart();
+  if (stage.calm) {
+    await vncaLive.inSlices(engine.grow(z));
+    event = engine.schedule.length;
+  }
+  const screen = stage.screen("A digit made of 32 by 32 cells", engine.largest);
+  const player = stage.play({ next, draw, rate: 20 });
+  const start = (words) => {
+    player.edit(restart);
+    player.playing = true; // who asks for a digit wants to see it
+    stage.say(words);
+  };
+  stage.button("New digit", () => {
+    z = random.normal(engine.latentSize);
+    start("A new digit grows.");
+  });
+  stage.button("Start over", () => start("The same digit grows again."));
+  stage.slider(
+    { label: "Steps", min: 1, max: 120, step: 1, value: player.rate },
+    (rate) => `${rate} a second`,
+    (rate) => { player.rate = rate; },
+  );
+  screen.onCells(
+    (row, col) => player.edit(() => {
+      engine.damageDisc(row, col, RADIUS);
+      awake = AWAKE;
+    }),
+    () => stage.say(player.playing ? "Wounded. The cells around the hole close it." : "Wounded. Play lets it heal."),
+  );
+  stage.hint("Tap the digit or drag across it to wound it. With the keyboard: arrows move, Enter wounds.");
+});

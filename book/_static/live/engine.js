@@ -1,0 +1,329 @@
+// Cells and encoder: the operations of vnca/cells.py, vnca/decoders.py, vnca/growing.py and vnca/vae.py on a model that
+// `python -m vnca export` wrote. A grid is counted in rows from the top and columns from the left.
+(() => {
+  "use strict";
+
+  /** A seeded source of randomness (mulberry32, and Box-Muller for the normal distribution). */
+  class Random {
+    #state;
+
+    /** @param {number} seed a whole number; the same one gives the same numbers */
+    constructor(seed) {
+      this.#state = seed >>> 0;
+    }
+
+    /** @returns {number} uniform in [0, 1) */
+    uniform() {
+      this.#state = (this.#state + 0x6d2b79f5) >>> 0;
+      let t = this.#state;
+      t = Math.imul(t ^ (t >>> 15), t | 1);
+      t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+      return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+    }
+
+    /**
+     * @param {number} count
+     * @returns {Float32Array} (count,) independent standard normal numbers, for example a latent
+     */
+    normal(count) {
+      return Float32Array.from({ length: count }, () => {
+        const radius = Math.sqrt(-2 * Math.log(1 - this.uniform()));
+        return radius * Math.cos(2 * Math.PI * this.uniform());
+      });
+    }
+  }
+
+  /** The model of that name with its "update" or "encoder", or an Error. */
+  function modelWith(part, name) {
+    const model = vncaLive.models[name];
+    if (!model) throw new Error(`The model “${name}” is missing or damaged: its script added nothing.`);
+    if (!model[part]) throw new Error(`The model “${name}” has no ${part}.`);
+    return model;
+  }
+
+  /**
+   * One grid of cells and the update that they all follow.
+   *
+   * Work that takes time comes as generators. Each `next()` computes a slice of a few milliseconds at most; between two
+   * slices of a step the grid must not be changed. `vncaLive.finish(generator)` runs one at once.
+   */
+  class Engine {
+    #network;
+    #rule;
+    #seed;
+    #genome;
+    #random = new Random(0);
+
+    /**
+     * @param {string} name of a model whose script is loaded
+     * @returns {Promise<Engine>} rejects with a readable Error if the model is missing or damaged
+     */
+    static async load(name) {
+      const model = modelWith("update", name);
+      const engine = new Engine();
+      engine.#network = await vncaLive.Network.load(model, model.update, model.grid);
+      engine.#rule = model.rule;
+      engine.#seed = model.seed;
+      engine.#genome = model.genome; // how many of the last channels, if any
+      engine.name = model.name;
+      engine.channels = model.channels;
+      engine.latentSize = model.latentSize;
+      engine.imageSize = model.image;
+      engine.border = model.border;
+      engine.largest = model.grid; // side of the largest grid
+      engine.schedule = model.schedule; // [["seed" | "step" | "double", side of the grid after it], ...]
+      engine.fireRate = model.rule?.fireRate; // of an automaton; may be changed
+      engine.clear(model.seed.size);
+      return engine;
+    }
+
+    /** Starts over with `size` × `size` cells whose channels are all zero. */
+    clear(size) {
+      if (!(size >= 1 && size <= this.largest)) {
+        throw new RangeError(`a grid has a side of 1 to ${this.largest} cells, not ${size}`);
+      }
+      this.size = size;
+      for (let channel = 0; channel < this.channels; channel++) this.#channel(channel).fill(0);
+    }
+
+    /**
+     * Starts over with copies of a latent, in the last channels of every cell.
+     *
+     * @param {Float32Array} z (latentSize,)
+     * @param {number} size side of the grid; by default what the model's growth starts with
+     */
+    seed(z, size = this.#seed.size) {
+      if (z.length !== this.latentSize) {
+        throw new RangeError(`a latent of this model has ${this.latentSize} numbers, not ${z.length}`);
+      }
+      this.clear(size);
+      z.forEach((value, index) => this.#channel(this.channels - this.latentSize + index).fill(value));
+    }
+
+    /** Puts the seed of an automaton into one cell: its channels from opacity on become 1, those before it 0. */
+    plant(row, col) {
+      const from = this.#seed.ones;
+      this.writeCell(row, col, Float32Array.from({ length: this.channels }, (_, channel) => Number(channel >= from)));
+    }
+
+    /** One step of all cells, slice by slice. */
+    *step() {
+      if (this.#rule) yield* this.#stepOfLiving();
+      else yield* this.#network.run(this.size, true);
+      if (this.#genome) this.#inherit();
+    }
+
+    /** A cell that has lost its genome, the last channels, takes the mean of its neighbors'; all others keep theirs. */
+    #inherit() {
+      const { size } = this;
+      const genome = Array.from({ length: this.#genome }, (_, i) => this.#channel(this.channels - this.#genome + i));
+      const has = Uint8Array.from(genome[0], (_, cell) => Number(genome.some((channel) => channel[cell] !== 0)));
+      const heirs = [];
+      has.forEach((alive, cell) => {
+        if (alive) return;
+        const row = Math.floor(cell / size), col = cell % size, parents = [];
+        for (let y = Math.max(0, row - 1); y <= Math.min(size - 1, row + 1); y++) {
+          for (let x = Math.max(0, col - 1); x <= Math.min(size - 1, col + 1); x++) {
+            if (has[y * size + x]) parents.push(y * size + x);
+          }
+        }
+        if (parents.length) heirs.push([cell, parents]);
+      });
+      // Heirs are no parents, so that writing one changes nothing for the others.
+      for (const channel of genome) {
+        for (const [cell, parents] of heirs) {
+          channel[cell] = parents.reduce((total, parent) => total + channel[parent], 0) / parents.length;
+        }
+      }
+    }
+
+    /** A step in which a random part of the cells fires, and cells without a living neighbor are emptied. */
+    *#stepOfLiving() {
+      const before = this.#living();
+      const { address } = yield* this.#network.run(this.size, false);
+      const fires = Float32Array.from(before, () => Number(this.#random.uniform() < this.fireRate));
+      for (let channel = 0; channel < this.channels; channel++) {
+        const state = this.#channel(channel);
+        const change = this.#network.channelAt(address, channel, this.size);
+        for (let cell = 0; cell < state.length; cell++) state[cell] += fires[cell] * change[cell];
+      }
+      const after = this.#living();
+      for (let channel = 0; channel < this.channels; channel++) {
+        const state = this.#channel(channel);
+        for (let cell = 0; cell < state.length; cell++) if (!(before[cell] && after[cell])) state[cell] = 0;
+      }
+    }
+
+    /** Which cells live, (size * size,) of 0 and 1: those with enough opacity in their 3 × 3 neighborhood. */
+    #living() {
+      const { channel, threshold } = this.#rule.living;
+      const opacity = this.#channel(channel), { size } = this;
+      const alive = new Uint8Array(size * size);
+      for (let row = 0; row < size; row++) {
+        for (let col = 0; col < size; col++) {
+          if (!(opacity[row * size + col] > threshold)) continue;
+          for (let y = Math.max(0, row - 1); y <= Math.min(size - 1, row + 1); y++) {
+            for (let x = Math.max(0, col - 1); x <= Math.min(size - 1, col + 1); x++) alive[y * size + x] = 1;
+          }
+        }
+      }
+      return alive;
+    }
+
+    /** Each cell divides into 2 × 2 exact copies. */
+    double() {
+      const { size } = this;
+      const channels = Array.from({ length: this.channels }, (_, channel) => this.readChannel(channel));
+      this.clear(2 * size);
+      channels.forEach((old, channel) => {
+        const grown = this.#channel(channel);
+        for (let cell = 0; cell < grown.length; cell++) {
+          const row = Math.floor(cell / (2 * size)), col = cell % (2 * size);
+          grown[cell] = old[(row >> 1) * size + (col >> 1)];
+        }
+      });
+    }
+
+    /**
+     * What an entry of `schedule` says, slice by slice; the seed needs its latent.
+     *
+     * @param {"seed" | "step" | "double"} event
+     * @param {Float32Array} [z] (latentSize,)
+     */
+    *perform(event, z) {
+      if (event === "step") yield* this.step();
+      else if (event === "double") this.double();
+      else this.seed(z);
+    }
+
+    /** A whole growth from a latent (latentSize,), by the model's schedule, slice by slice. */
+    *grow(z) {
+      for (const [event] of this.schedule) yield* this.perform(event, z);
+    }
+
+    /** Sets a rectangle of cells to zero in every channel; what reaches past the border is cut off. */
+    damage(row, col, height, width) {
+      const { size } = this;
+      const top = Math.max(0, row), bottom = Math.min(size, row + height);
+      const left = Math.max(0, col), right = Math.min(size, col + width);
+      if (left >= right) return;
+      for (let channel = 0; channel < this.channels; channel++) {
+        const state = this.#channel(channel);
+        for (let y = top; y < bottom; y++) state.fill(0, y * size + left, y * size + right);
+      }
+    }
+
+    /** Sets a disc of cells to zero in every channel: those whose centers are within `radius` of that of a cell. */
+    damageDisc(row, col, radius) {
+      for (let dy = -Math.floor(radius); dy <= radius; dy++) {
+        const reach = Math.floor(Math.sqrt(radius ** 2 - dy ** 2));
+        this.damage(row + dy, col - reach, 1, 2 * reach + 1);
+      }
+    }
+
+    /** @returns {Float32Array} (channels,), a copy */
+    readCell(row, col) {
+      const cell = this.#cell(row, col);
+      return Float32Array.from({ length: this.channels }, (_, channel) => this.#channel(channel)[cell]);
+    }
+
+    /** @param {Float32Array} values (channels,) */
+    writeCell(row, col, values) {
+      const cell = this.#cell(row, col);
+      values.forEach((value, channel) => { this.#channel(channel)[cell] = value; });
+    }
+
+    /** @returns {Float32Array} (size * size,), a copy, row by row; channel 0 holds the logits of the pixels */
+    readChannel(channel) {
+      return this.#channel(channel).slice();
+    }
+
+    /** @param {Float32Array} values (size * size,), row by row */
+    writeChannel(channel, values) {
+      this.#channel(channel).set(values);
+    }
+
+    /** @returns {{size: number, channels: Float32Array[]}} a copy of the grid, for `restore` */
+    snapshot() {
+      return {
+        size: this.size,
+        channels: Array.from({ length: this.channels }, (_, channel) => this.readChannel(channel)),
+      };
+    }
+
+    restore(snapshot) {
+      this.clear(snapshot.size);
+      snapshot.channels.forEach((values, channel) => this.writeChannel(channel, values));
+    }
+
+    /** @returns {Float32Array} (imageSize * imageSize,) channel 0 of a full grid without its border, row by row */
+    logits() {
+      const { imageSize, border } = this;
+      if (this.size !== imageSize + 2 * border) {
+        throw new Error(`only a grid of ${imageSize + 2 * border} cells has an image, and this one has ${this.size}`);
+      }
+      const grid = this.#channel(0), image = new Float32Array(imageSize ** 2);
+      for (let row = 0; row < imageSize; row++) {
+        const first = (row + border) * this.size + border;
+        image.set(grid.subarray(first, first + imageSize), row * imageSize);
+      }
+      return image;
+    }
+
+    #channel(index) {
+      return this.#network.channel(index, this.size);
+    }
+
+    #cell(row, col) {
+      if (!(row >= 0 && row < this.size && col >= 0 && col < this.size)) {
+        throw new RangeError(`there is no cell (${row}, ${col}) in a grid of ${this.size} × ${this.size}`);
+      }
+      return row * this.size + col;
+    }
+  }
+
+  /** From an image to a Gaussian over latents. */
+  class Encoder {
+    #network;
+
+    /**
+     * @param {string} name of a model whose script is loaded
+     * @returns {Promise<Encoder>} rejects with a readable Error if the model is missing or damaged
+     */
+    static async load(name) {
+      const model = modelWith("encoder", name);
+      const encoder = new Encoder();
+      encoder.latentSize = model.latentSize;
+      encoder.imageSize = model.image;
+      encoder.border = model.border;
+      encoder.#network = await vncaLive.Network.load(model, model.encoder, model.image + 2 * model.border);
+      return encoder;
+    }
+
+    /**
+     * Encodes an image, slice by slice.
+     *
+     * @param {Float32Array} image (imageSize * imageSize,) in [0, 1], row by row, ink is 1
+     * @returns {Generator<void, {mean: Float32Array, logScale: Float32Array}>} (latentSize,) each
+     */
+    *encode(image) {
+      const { imageSize, border, latentSize } = this;
+      if (image.length !== imageSize ** 2) {
+        throw new RangeError(`an image has ${imageSize ** 2} pixels, not ${image.length}`);
+      }
+      const size = imageSize + 2 * border;
+      const grid = this.#network.channel(0, size).fill(0);
+      for (let row = 0; row < imageSize; row++) {
+        grid.set(image.subarray(row * imageSize, (row + 1) * imageSize), (row + border) * size + border);
+      }
+      const { address } = yield* this.#network.run(size, false);
+      const value = (index) => this.#network.channelAt(address, index, 1)[0];
+      return {
+        mean: Float32Array.from({ length: latentSize }, (_, index) => value(index)),
+        logScale: Float32Array.from({ length: latentSize }, (_, index) => value(latentSize + index)),
+      };
+    }
+  }
+
+  Object.assign(vncaLive, { Engine, Encoder, Random });
+})();

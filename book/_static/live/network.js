@@ -1,0 +1,304 @@
+// Layers described as data, run by a kernel: what the cells (`Engine`) and the encoder (`Encoder`) of engine.js share.
+(() => {
+  "use strict";
+  const MODES = { none: 0, add: 1, elu: 2, relu: 3 };
+  // Multiply-adds between two places where a run can be interrupted: well below a millisecond with SIMD, a few
+  // without it.
+  const SLICE = 1e6;
+  const BUDGET = 8; // ms of computing until the page may do something else
+  const PIECE = 8192; // numbers between two such places while a model loads
+
+  /** Floats in the row of one channel of a `size` × `size` grid: whole vectors of 8, and 8 more (see kernel.ts). */
+  const strideOf = (size) => wholeCells(size) + 8;
+  const wholeCells = (size) => (size * size + 7) & ~7;
+  const wholeBlocks = (channels) => (channels + 3) & ~3;
+  const outSizeOf = (layer, size) => Math.floor((size + 2 * layer.padding - layer.kernel) / layer.stride) + 1;
+
+  const crcTable = Uint32Array.from({ length: 256 }, (_, value) => {
+    for (let bit = 0; bit < 8; bit++) value = value & 1 ? (value >>> 1) ^ 0xedb88320 : value >>> 1;
+    return value;
+  });
+
+  function* crc32(bytes) {
+    let crc = 0xffffffff;
+    for (let i = 0; i < bytes.length; i++) {
+      crc = crcTable[(crc ^ bytes[i]) & 255] ^ (crc >>> 8);
+      if (i % PIECE === 0) yield;
+    }
+    return ~crc >>> 0;
+  }
+
+  const powers = Float64Array.from({ length: 32 }, (_, exponent) => 2 ** (exponent - 25));
+
+  /** IEEE half precision to single: the same number, in more bits. Weights are finite. */
+  function halfToFloat(half) {
+    const exponent = (half >> 10) & 31, fraction = half & 1023;
+    const size = exponent === 0 ? fraction * powers[1] : (1024 + fraction) * powers[exponent];
+    return half & 0x8000 ? -size : size;
+  }
+
+  /** @returns {Error} in words for readers */
+  function damaged(model, reason) {
+    return new Error(`The model “${model.name}” is damaged or of another version of the book: ${reason}.`);
+  }
+
+  function* bytesOf(base64) {
+    const text = atob(base64);
+    const bytes = new Uint8Array(text.length);
+    for (let i = 0; i < bytes.length; i++) {
+      bytes[i] = text.charCodeAt(i);
+      if (i % PIECE === 0) yield;
+    }
+    return bytes;
+  }
+
+  /** All weights of a model in one Float32Array, checked against its header. */
+  function* decode(model) {
+    if (model.format !== 1) throw damaged(model, `its format is ${model.format}, and this page reads format 1`);
+    const convolutions = [...flat([...(model.update ?? []), ...(model.encoder ?? [])])];
+    const read = READERS[model.precision];
+    if (!read) throw damaged(model, `it does not know weights in ${model.precision}`);
+    let bytes;
+    try {
+      bytes = yield* bytesOf(model.weights);
+    } catch {
+      throw damaged(model, "its weights are no base64 text");
+    }
+    const expected = read.bytes(convolutions);
+    if (bytes.length !== expected) {
+      throw damaged(model, `it has ${bytes.length} bytes of weights instead of ${expected}`);
+    }
+    if ((yield* crc32(bytes)) !== model.crc32) throw damaged(model, "the checksum of its weights is wrong");
+    return yield* read.weights(new DataView(bytes.buffer), convolutions);
+  }
+
+  /** The convolutions of a list of layers, in the order of their weights. */
+  function* flat(layers) {
+    for (const layer of layers) {
+      if (layer.op === "residual") yield* flat(layer.layers);
+      else yield layer;
+    }
+  }
+
+  const sum = (items, count) => items.reduce((total, item) => total + count(item), 0);
+  const weightCount = (layer) => layer.out * layer.in * layer.kernel ** 2;
+  const biasCount = (layer) => (layer.bias ? layer.out : 0);
+  const countAll = (layers) => sum(layers, (layer) => weightCount(layer) + biasCount(layer));
+
+  // How many bytes the weights of some layers take, and how to read them; vnca/export.py writes them.
+  const READERS = {
+    float16: {
+      bytes: (layers) => 2 * countAll(layers),
+      weights: (view, layers) => numbers(countAll(layers), (i) => halfToFloat(view.getUint16(2 * i, true))),
+    },
+    float32: {
+      bytes: (layers) => 4 * countAll(layers),
+      weights: (view, layers) => numbers(countAll(layers), (i) => view.getFloat32(4 * i, true)),
+    },
+    int12: {
+      bytes: (layers) => bytesOfInts(layers) + 4 * sum(layers, (layer) => layer.out + biasCount(layer)),
+      weights: int12Weights,
+    },
+  };
+  const bytesOfInts = (layers) => 3 * Math.ceil(sum(layers, weightCount) / 2);
+
+  function* numbers(count, at) {
+    const weights = new Float32Array(count);
+    for (let i = 0; i < count; i++) {
+      weights[i] = at(i);
+      if (i % PIECE === 0) yield;
+    }
+    return weights;
+  }
+
+  /** Two numbers from -2047 to 2047 in three bytes, each times the scale of its output channel. */
+  function* int12Weights(view, layers) {
+    const weights = new Float32Array(countAll(layers));
+    let at = 0, index = 0, float = bytesOfInts(layers);
+    const nextInt = () => {
+      const byte = 3 * (index >> 1);
+      const code = index++ & 1 ? view.getUint16(byte + 1) & 4095 : view.getUint16(byte) >> 4;
+      return code - 2048;
+    };
+    const nextFloat = () => {
+      float += 4;
+      return view.getFloat32(float - 4, true);
+    };
+    for (const layer of layers) {
+      const row = layer.in * layer.kernel ** 2;
+      for (let output = 0; output < layer.out; output++) {
+        const scale = nextFloat();
+        for (let input = 0; input < row; input++) weights[at++] = nextInt() * scale;
+        yield;
+      }
+      for (let bias = 0; bias < biasCount(layer); bias++) weights[at++] = nextFloat();
+    }
+    return weights;
+  }
+
+  let compiled;
+
+  /** A fresh memory with the kernel that works on it. */
+  async function kernelWith(bytes) {
+    if (!vncaLive.kernelBytes) {
+      const floats = new Float32Array(Math.ceil(bytes / 4));
+      return { floats, ...vncaLive.plainKernel(floats) };
+    }
+    compiled ??= WebAssembly.compile(vncaLive.finish(bytesOf(vncaLive.kernelBytes)));
+    const memory = new WebAssembly.Memory({ initial: Math.ceil(bytes / 65536) });
+    const instance = await WebAssembly.instantiate(await compiled, { env: { memory } });
+    return { floats: new Float32Array(memory.buffer), ...instance.exports };
+  }
+
+  /** The layers of one model in the memory of one kernel, with a grid for their input. */
+  class Network {
+    /**
+     * @param {object} model what `vncaLive.addModel` got
+     * @param {object[]} layers its `update` or `encoder`
+     * @param {number} size the largest side of an input grid
+     * @returns {Promise<Network>} rejects with a readable Error if the model is damaged
+     */
+    static async load(model, layers, size) {
+      const weights = await vncaLive.inSlices(decode(model));
+      const network = new Network();
+      let bytes = 0;
+      const reserve = (count) => {
+        const address = bytes;
+        bytes += (4 * count + 15) & ~15;
+        return address;
+      };
+      let columns = 0, scratch = 0, used = 0;
+      const fills = [];
+
+      // Gives every layer its place in memory, for grids of the largest size; smaller ones fit in.
+      const place = (list, side) => list.map((layer) => {
+        if (layer.op === "residual") return { layers: place(layer.layers, side) };
+        if (layer.op !== "conv") throw damaged(model, `it has a layer “${layer.op}”, which this page does not know`);
+        const mode = MODES[layer.activation];
+        if (mode === undefined) throw damaged(model, `it has an activation “${layer.activation}”`);
+        const inputs = layer.in * layer.kernel ** 2, outputs = wholeBlocks(layer.out);
+        const outSize = outSizeOf(layer, side);
+        const placed = { ...layer, mode, inputs, blocks: outputs / 4 };
+        placed.weights = reserve(outputs * inputs);
+        placed.offset = reserve(outputs);
+        fills.push([placed, used]);
+        used += weightCount(layer) + biasCount(layer);
+        if (!isPointwise(layer)) columns = Math.max(columns, inputs * strideOf(outSize));
+        scratch = Math.max(scratch, outputs * strideOf(outSize));
+        side = outSize;
+        return placed;
+      });
+      network.layers = place(layers, size);
+      network.grid = reserve(wholeBlocks(layers[0].in) * strideOf(size));
+      network.columns = reserve(columns);
+      network.scratch = [reserve(scratch), reserve(scratch), reserve(scratch)];
+      network.kernel = await kernelWith(bytes);
+      for (const [layer, first] of fills) await vncaLive.inSlices(fill(network.kernel.floats, layer, weights, first));
+      return network;
+    }
+
+    /** The floats of one channel of the input grid, without its padding. */
+    channel(index, size) {
+      return this.channelAt(this.grid, index, size);
+    }
+
+    channelAt(address, index, size) {
+      const first = (address >> 2) + index * strideOf(size);
+      return this.kernel.floats.subarray(first, first + size * size);
+    }
+
+    /**
+     * Runs the layers on the input grid, a slice at each `next()`.
+     *
+     * @param {number} size side of the input grid
+     * @param {boolean} add whether the result is added to the input grid
+     * @returns {Generator<void, {address: number, size: number}>} where the result is
+     */
+    *run(size, add) {
+      return yield* this.#run(this.layers, this.grid, size, add);
+    }
+
+    *#run(layers, source, size, add) {
+      let here = source;
+      for (const layer of layers) {
+        if (layer.layers) {
+          yield* this.#run(layer.layers, here, size, true); // a residual block adds to its own input
+          continue;
+        }
+        const adds = add && layer === layers.at(-1);
+        const target = adds ? source : this.scratch.find((address) => address !== here && address !== source);
+        yield* this.#convolve(layer, here, target, size, adds ? MODES.add : layer.mode);
+        here = target;
+        size = outSizeOf(layer, size);
+      }
+      return { address: here, size };
+    }
+
+    *#convolve(layer, source, target, size, mode) {
+      const { kernel, columns } = this;
+      const outSize = outSizeOf(layer, size), stride = strideOf(outSize), cells = wholeCells(outSize);
+      let from = source;
+      if (!isPointwise(layer)) {
+        kernel.im2col(
+          source, columns, layer.in, size, strideOf(size), layer.kernel, layer.stride, layer.padding, outSize, stride,
+        );
+        from = columns;
+        yield;
+      }
+      const slice = Math.max(8, Math.floor(SLICE / (layer.inputs * layer.blocks * 4)) & ~7);
+      for (let first = 0; first < cells; first += slice) {
+        const last = Math.min(cells, first + slice);
+        kernel.matmul(
+          layer.weights, layer.offset, from, target, layer.blocks, layer.inputs, stride, first, last, mode,
+        );
+        yield;
+      }
+    }
+  }
+
+  const isPointwise = (layer) => layer.kernel === 1 && layer.stride === 1;
+
+  /** Copies the weights of a layer, (out, in, kernel, kernel), to where the kernel wants them: see `matmul`. */
+  function* fill(floats, layer, weights, first) {
+    const at = layer.weights >> 2;
+    for (let output = 0; output < layer.out; output++) {
+      const block = at + (output >> 2) * layer.inputs * 4 + (output & 3);
+      for (let input = 0; input < layer.inputs; input++) {
+        floats[block + 4 * input] = weights[first + output * layer.inputs + input];
+      }
+      yield;
+    }
+    if (layer.bias) {
+      const bias = first + layer.out * layer.inputs;
+      floats.set(weights.subarray(bias, bias + layer.out), layer.offset >> 2);
+    }
+  }
+
+  /**
+   * Runs a generator to its end, for work that is too short to be cut.
+   *
+   * @returns what the generator returns
+   */
+  vncaLive.finish = (generator) => {
+    let result = generator.next();
+    while (!result.done) result = generator.next();
+    return result.value;
+  };
+  /**
+   * Runs a generator to its end in slices of a few milliseconds, so that the page stays awake.
+   *
+   * @returns {Promise} what the generator returns
+   */
+  vncaLive.inSlices = async (generator) => {
+    for (;;) {
+      const deadline = performance.now() + BUDGET;
+      while (performance.now() < deadline) {
+        const { done, value } = generator.next();
+        if (done) return value;
+      }
+      await new Promise((resolve) => setTimeout(resolve));
+    }
+  };
+
+  vncaLive.Network = Network;
+})();

@@ -1,0 +1,384 @@
+// What demos share: the stage with its controls, the screen of cells, and the player that gives steps their time.
+(() => {
+  "use strict";
+  const BUDGET = 8; // ms of computing in a frame
+  const READOUT = 1000; // ms between two readings of the speed
+
+  function make(tag, className, parent, properties = {}) {
+    const element = Object.assign(document.createElement(tag), { className, ...properties });
+    parent.append(element);
+    return element;
+  }
+
+  /** A square grid of cells on a canvas, one pixel for a cell, with ink and paper in the colors of the page. */
+  class Screen {
+    #canvas;
+    #context;
+    #cursor;
+    #image;
+    #size;
+    #ramp = new Uint32Array(256);
+    #at = { row: 0, col: 0 };
+
+    constructor(parent, label, size) {
+      const frame = make("div", "live-screen", parent);
+      this.#canvas = make("canvas", "", frame);
+      this.#canvas.setAttribute("role", "img");
+      this.#canvas.setAttribute("aria-label", label);
+      this.#cursor = make("div", "live-cursor", frame);
+      this.#context = this.#canvas.getContext("2d", { willReadFrequently: true });
+      this.readColors();
+      this.resize(size);
+    }
+
+    get size() {
+      return this.#size;
+    }
+
+    /** Changes the side of the grid; the screen stays as large as it is. */
+    resize(size) {
+      this.#size = this.#canvas.width = this.#canvas.height = size;
+      this.#image = this.#context.createImageData(size, size);
+      this.#moveTo(size >> 1, size >> 1);
+    }
+
+    /** Reads ink and paper from the style sheet again, after the page went dark or light. */
+    readColors() {
+      const style = getComputedStyle(this.#canvas);
+      const [ink, paper] = [style.color, style.backgroundColor].map((text) => text.match(/[\d.]+/g).map(Number));
+      const bytes = new Uint8Array(this.#ramp.buffer);
+      for (let i = 0; i < 256; i++) {
+        for (let c = 0; c < 3; c++) bytes[4 * i + c] = Math.round(paper[c] + (ink[c] - paper[c]) * (i / 255));
+        bytes[4 * i + 3] = 255;
+      }
+      this.paper = paper.slice(0, 3); // [red, green, blue] up to 255
+      this.ink = ink.slice(0, 3);
+    }
+
+    /** @param {Float32Array} values (size * size,) amounts of ink in [0, 1], row by row */
+    paint(values) {
+      const pixels = new Uint32Array(this.#image.data.buffer);
+      for (let i = 0; i < pixels.length; i++) pixels[i] = this.#ramp[Math.round(255 * values[i])];
+      this.show();
+    }
+
+    /** @returns {Uint8ClampedArray} (size * size * 4,) red, green, blue, opacity, for demos that color by themselves */
+    get pixels() {
+      return this.#image.data;
+    }
+
+    /** Shows what was written to `pixels`. */
+    show() {
+      this.#context.putImageData(this.#image, 0, 0);
+    }
+
+    /**
+     * Lets readers act on cells: by mouse, finger or pen, tapped or dragged, or with arrow keys and Enter or Space.
+     *
+     * @param {(row: number, col: number) => void} act once for each cell on the way
+     * @param {() => void} [done] when a gesture has ended
+     */
+    onCells(act, done = () => {}) {
+      const canvas = this.#canvas;
+      let last = null;
+      canvas.tabIndex = 0;
+      canvas.setAttribute("role", "application"); // so that screen readers pass on the arrow keys
+      canvas.classList.add("live-touch");
+      const touch = (event) => {
+        const { row, col } = this.#cellAt(event);
+        const from = last ?? { row, col };
+        const steps = Math.max(1, Math.abs(row - from.row), Math.abs(col - from.col));
+        for (let i = last ? 1 : steps; i <= steps; i++) {
+          act(
+            Math.round(from.row + ((row - from.row) * i) / steps),
+            Math.round(from.col + ((col - from.col) * i) / steps),
+          );
+        }
+        last = { row, col };
+        this.#moveTo(row, col);
+      };
+      const moved = ({ row, col }, event) => {
+        const cell = this.#cellAt(event);
+        return cell.row !== row || cell.col !== col;
+      };
+      canvas.addEventListener("pointerdown", (event) => {
+        if (event.button !== 0 || !event.isPrimary) return;
+        canvas.setPointerCapture(event.pointerId);
+        canvas.classList.remove("live-keys");
+        touch(event);
+      });
+      canvas.addEventListener("pointermove", (event) => {
+        if (last && event.isPrimary && moved(last, event)) touch(event);
+      });
+      for (const end of ["pointerup", "pointercancel"]) {
+        canvas.addEventListener(end, (event) => {
+          if (!last || !event.isPrimary) return;
+          last = null;
+          done();
+        });
+      }
+      const ways = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+      canvas.addEventListener("keydown", (event) => {
+        const { row, col } = this.#at;
+        if (event.ctrlKey || event.metaKey || event.altKey) return;
+        if (ways[event.key]) {
+          const inside = (value) => Math.min(this.#size - 1, Math.max(0, value));
+          this.#moveTo(inside(row + ways[event.key][0]), inside(col + ways[event.key][1]));
+        } else if (event.key === "Enter" || event.key === " ") {
+          act(row, col);
+          done();
+        } else {
+          return;
+        }
+        canvas.classList.add("live-keys");
+        event.preventDefault();
+      });
+    }
+
+    describeBy(id) {
+      this.#canvas.setAttribute("aria-describedby", id);
+    }
+
+    #cellAt(event) {
+      const box = this.#canvas.getBoundingClientRect();
+      const cell = (share) => Math.min(this.#size - 1, Math.max(0, Math.floor(share * this.#size)));
+      return { row: cell((event.clientY - box.top) / box.height), col: cell((event.clientX - box.left) / box.width) };
+    }
+
+    #moveTo(row, col) {
+      this.#at = { row, col };
+      const percent = (value) => `${(100 * value) / this.#size}%`;
+      Object.assign(this.#cursor.style, { top: percent(row), left: percent(col), width: percent(1), height: percent(1) });
+    }
+  }
+
+  /** Takes one piece of work after the other, within the time of a frame, while the stage is in sight. */
+  class Player {
+    #stage;
+    #button;
+    #next;
+    #draw;
+    #work = null;
+    #edits = [];
+    #credit = 0;
+    #frame = 0;
+    #last = 0;
+    #inSight = false;
+    #playing = false;
+    #resting = false;
+    #steps = 0;
+    #readAt = 0;
+
+    constructor(stage, { next, draw, rate }) {
+      this.#stage = stage;
+      this.#next = next;
+      this.#draw = draw;
+      this.rate = rate; // pieces of work a second that are wanted; may be changed
+      this.#button = stage.button("", () => { this.playing = !this.playing; });
+      this.playing = !stage.calm;
+      new IntersectionObserver(([entry]) => {
+        this.#inSight = entry.isIntersecting;
+        this.#wake();
+      }).observe(stage.element);
+      document.addEventListener("visibilitychange", () => this.#wake());
+    }
+
+    get playing() {
+      return this.#playing;
+    }
+
+    set playing(value) {
+      this.#playing = value;
+      this.#button.textContent = value ? "Pause" : "Play";
+      this.#resting = false;
+      this.#wake();
+    }
+
+    /** Changes the state between two pieces of work, at once or as soon as the present one is done, and draws it. */
+    edit(change) {
+      this.#resting = false;
+      this.#edits.push(change);
+      if (!this.#work) this.#applyEdits();
+      this.#wake();
+    }
+
+    redraw() {
+      if (!this.#work) this.#draw();
+    }
+
+    #applyEdits() {
+      for (const change of this.#edits.splice(0)) change();
+      this.#draw();
+    }
+
+    #isActive() {
+      // Work that was begun is finished also after a pause: edits wait for it.
+      return this.#inSight && !document.hidden && ((this.#playing && !this.#resting) || this.#work !== null);
+    }
+
+    #wake() {
+      if (this.#frame || !this.#isActive()) {
+        if (!this.#isActive()) this.#stage.read(this.#resting ? "at rest" : "paused");
+        return;
+      }
+      this.#last = this.#readAt = performance.now();
+      this.#steps = 0;
+      this.#frame = requestAnimationFrame((now) => this.#run(now));
+    }
+
+    #run(now) {
+      this.#frame = 0;
+      if (!this.#isActive()) return this.#wake();
+      try {
+        // What could not be done in time is let go.
+        const due = (Math.min(100, Math.max(0, now - this.#last)) * this.rate) / 1000;
+        this.#credit = Math.min(this.#credit + due, 1 + due);
+        this.#last = now;
+        this.#spend(performance.now() + BUDGET);
+      } catch (error) {
+        this.#work = null;
+        this.#playing = false;
+        vncaLive.fail(this.#stage.element.parentElement, error);
+        return;
+      }
+      this.#readSpeed(now);
+      if (this.#isActive()) this.#frame = requestAnimationFrame((then) => this.#run(then));
+      else this.#wake();
+    }
+
+    #spend(deadline) {
+      while (performance.now() < deadline) {
+        if (!this.#work) {
+          if (this.#credit < 1 || !this.#playing) return;
+          this.#work = this.#next();
+          if (!this.#work) {
+            this.#resting = true;
+            return;
+          }
+          this.#credit -= 1;
+        }
+        if (!this.#work.next().done) continue;
+        this.#work = null;
+        this.#steps += 1;
+        this.#applyEdits();
+      }
+    }
+
+    #readSpeed(now) {
+      const seconds = (now - this.#readAt) / 1000;
+      if (seconds < READOUT / 1000) return;
+      this.#stage.read(`${Math.round(this.#steps / seconds)} steps/s`);
+      this.#readAt = now;
+      this.#steps = 0;
+    }
+  }
+
+  let stages = 0;
+
+  /** Where a demo builds itself: screens on one side, controls, speed and hint on the other. */
+  class Stage {
+    #screens = [];
+    #player;
+    #saidAt = -Infinity;
+
+    constructor(models) {
+      this.models = models; // names from `data-model`
+      this.calm = matchMedia("(prefers-reduced-motion: reduce)").matches; // nothing may move by itself
+      this.element = document.createElement("div");
+      this.element.className = "live-stage";
+      this.screens = make("div", "live-screens", this.element);
+      const panel = make("div", "live-panel", this.element);
+      this.controls = make("div", "live-controls", panel);
+      this.readout = make("p", "live-readout", panel);
+      this.note = make("p", "live-hint", panel, { id: `live-hint-${++stages}` });
+      this.voice = make("p", "live-voice", panel);
+      this.voice.setAttribute("aria-live", "polite");
+      new MutationObserver(() => {
+        for (const screen of this.#screens) screen.readColors();
+        this.#player?.redraw();
+      }).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+    }
+
+    /**
+     * @param {string} label what it shows, for those who cannot see it
+     * @param {number} size side of the grid in cells
+     * @returns {Screen}
+     */
+    screen(label, size) {
+      const screen = new Screen(this.screens, label, size);
+      screen.describeBy(this.note.id);
+      this.#screens.push(screen);
+      return screen;
+    }
+
+    /** @returns {HTMLButtonElement} */
+    button(label, act) {
+      const button = make("button", "", this.controls, { type: "button", textContent: label });
+      button.addEventListener("click", () => act());
+      return button;
+    }
+
+    /**
+     * @param {{label: string, min: number, max: number, step: number, value: number}} options
+     * @param {(value: number) => string} text the value as readers see it
+     * @param {(value: number) => void} act on every change
+     * @returns {HTMLInputElement}
+     */
+    slider({ label, min, max, step, value }, text, act) {
+      const row = make("label", "live-slider", this.controls);
+      make("span", "", row, { textContent: label });
+      const input = make("input", "", row, { type: "range", min, max, step, value });
+      const shown = make("span", "live-value", row);
+      const show = () => {
+        shown.textContent = text(input.valueAsNumber);
+        input.setAttribute("aria-valuetext", shown.textContent);
+      };
+      input.addEventListener("input", () => {
+        show();
+        act(input.valueAsNumber);
+      });
+      show();
+      return input;
+    }
+
+    /** One line on what there is to do. */
+    hint(text) {
+      this.note.textContent = text;
+    }
+
+    /** Tells those who listen what happened, every three seconds at most. */
+    say(text) {
+      if (performance.now() < this.#saidAt + 3000) return;
+      this.#saidAt = performance.now();
+      this.voice.textContent = text;
+    }
+
+    /** The line about the speed; the player writes it. */
+    read(text) {
+      this.readout.textContent = `Now: ${text}`;
+    }
+
+    /**
+     * Starts the player, with a button that pauses it; where motion is unwelcome it waits for that button.
+     *
+     * @param {object} options
+     * @param {() => Generator | null} options.next the next piece of work, or null if there is nothing to do
+     * @param {() => void} options.draw paints the state; called after every piece of work and every edit
+     * @param {number} options.rate pieces of work a second
+     * @returns {Player} with `edit(change)`, `redraw()`, `rate` and `playing`
+     */
+    play({ next, draw, rate }) {
+      this.#player = new Player(this, { next, draw, rate });
+      draw();
+      return this.#player;
+    }
+  }
+
+  /** Puts a demo in the place of the still picture. */
+  vncaLive.mount = async (element, demo, models) => {
+    const stage = new Stage(models);
+    element.append(stage.element);
+    await demo(stage);
+    element.dataset.state = "running";
+  };
+})();

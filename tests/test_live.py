@@ -1,0 +1,591 @@
+"""The live figures in a browser: the same numbers as torch, and a first demo that nothing brings down.
+
+Most tests open a small page that loads `book/_static/live` from a folder, so they need Chromium or Chrome but no built
+book. What is missing on a reader's machine skips its tests; with CI=true in the environment they fail instead.
+"""
+
+import copy
+import importlib.util
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import export_live
+import pytest
+import torch
+from chapters import ROOT
+from chromium import find_browser, launch
+from test_built_book import BUILT, DESKTOP, PHONE, missing
+
+import live
+import vnca
+from vnca import cells, export, growing, pretrained
+from vnca.__main__ import main
+from vnca.vae import ModelConfig, build
+
+LIVE = ROOT / "book" / "_static" / "live"
+SECONDS = 60 if os.environ.get("CI") == "true" else 10  # of random input
+INK = "document.querySelector('canvas').toDataURL()"
+SMALL = {  # sizes that are no multiples of the kernel's tiles
+    "doubling": ModelConfig("doubling", 5, 1, {"hidden": 6, "steps": 2, "residual_blocks": 1}),
+    "regrowing": ModelConfig("regrowing", 2, 2, {"channels": 7, "hidden": 5, "min_steps": 2, "max_steps": 4}),
+}
+
+GROW = """async ([name, z]) => {
+    const engine = await vncaLive.Engine.load(name);
+    vncaLive.finish(engine.grow(Float32Array.from(z)));
+    return Array.from({ length: engine.channels }, (_, channel) => [...engine.readChannel(channel)]);
+}"""
+HEAL = """async ([name, z]) => {
+    const engine = await vncaLive.Engine.load(name);
+    vncaLive.finish(engine.grow(Float32Array.from(z)));
+    engine.damage(10, 12, 7, 7);
+    for (let i = 0; i < 3; i++) vncaLive.finish(engine.step());
+    return Array.from({ length: engine.channels }, (_, channel) => [...engine.readChannel(channel)]);
+}"""
+ENCODE = """async ([name, image]) => {
+    const encoder = await vncaLive.Encoder.load(name);
+    const { mean, logScale } = vncaLive.finish(encoder.encode(Float32Array.from(image)));
+    return [[...mean], [...logScale]];
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        program = find_browser(playwright)
+        if program is None:
+            missing("no browser found: install Chromium or Chrome, or run .venv/bin/playwright install chromium")
+        running = launch(playwright, program)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def npm(tmp_path_factory):
+    """A copy of `live/` with what its lock file names, next to an empty `book/_static/live`."""
+    if shutil.which("npm") is None:
+        missing("no npm found: install Node to rebuild the kernel")
+    root = tmp_path_factory.mktemp("npm")
+    folder = root / "live"
+    shutil.copytree(ROOT / "live", folder, ignore=shutil.ignore_patterns("node_modules"))
+    (root / "book" / "_static" / "live").mkdir(parents=True)
+    install = subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, capture_output=True, text=True)
+    if install.returncode:
+        missing(f"npm could not install what live/package-lock.json names: {install.stderr[-500:]}")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the live figures' files, to break or to fill."""
+    shutil.copytree(LIVE, tmp_path / "live")
+    return tmp_path
+
+
+@pytest.fixture
+def opened(browser, folder):
+    """Opens pages in that folder; keeps everything that goes wrong, and every request that leaves the folder."""
+    contexts = []
+
+    def visit(html: str, init: str = "", **options):
+        path = folder / "page.html"
+        path.write_text(f'<!doctype html><html lang="en" data-theme="light"><meta charset="utf-8">{html}</html>')
+        context = browser.new_context(**{"viewport": DESKTOP, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.problems = []
+        inside = (folder.as_uri(), "data:")
+        page.on("request", lambda r: None if r.url.startswith(inside) else page.problems.append(f"asked for {r.url}"))
+        page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        if init:
+            page.add_init_script(init)
+        page.goto(path.as_uri())
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+
+
+def scripts(kernel: str, *models: str) -> str:
+    names = ("live", kernel, "network", "engine", *(f"models/{name}" for name in models))
+    return "".join(f'<script src="live/{name}.js"></script>' for name in names)
+
+
+def figure() -> str:
+    """The demo of the first page, as its built page has it."""
+    (div,) = re.findall(r'<div class="live".*?</div>', (ROOT / "book" / "intro.md").read_text(), re.DOTALL)
+    return (
+        '<title>A page</title><meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="stylesheet" href="live/live.css"><script defer src="live/live.js"></script><main><h1>A page</h1>'
+        '<article class="bd-article">'
+        + div.replace("\n<p>", '<img class="live-still" src="live/stills/grow.png" alt="A digit"><p>', 1)
+        + "</article></main>"
+    )
+
+
+def running(page):
+    """The page, once its demo runs."""
+    page.wait_for_selector("[data-state='running'] canvas", timeout=20_000)
+    return page
+
+
+def change(page, before: str) -> str:
+    """Waits until the picture differs from an earlier one."""
+    page.wait_for_function(f"before => {INK} !== before", arg=before, timeout=20_000)
+    return page.evaluate(INK)
+
+
+def middle(page) -> tuple[float, float]:
+    box = page.locator("canvas").bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def error(found, expected: torch.Tensor) -> float:
+    """The largest difference, as a share of the largest value expected."""
+    return ((torch.tensor(found).view_as(expected) - expected).abs().max() / expected.abs().max()).item()
+
+
+def rounded(model):
+    """The model as a script of half precision has it."""
+    model = copy.deepcopy(model)
+    for parameter in model.decoder.parameters():
+        parameter.data = parameter.data.half().float()
+    return model
+
+
+def last_state(model, z):
+    with torch.no_grad():
+        *_, state = model.decoder.grow(z)
+    return state
+
+
+# The same numbers as torch.
+
+
+@pytest.mark.parametrize("kernel", ["kernel", "plain"])
+@pytest.mark.parametrize("name", export_live.MODELS)
+@pytest.mark.parametrize("float32", [False, True], ids=["shipped", "float32"])
+def test_a_growth_and_the_encoder_agree_with_torch(opened, folder, name, kernel, float32):
+    if float32:
+        export.export(name, folder / "live" / "models", float32=True)
+    model = vnca.load(name)
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(1, model.latent_size, generator=generator)
+    image = (torch.rand(1, 1, 28, 28, generator=generator) > 0.8).float()
+    with torch.no_grad():
+        posterior = model.encode(image)
+    page = opened(scripts(kernel, name, f"{name}-encoder"))
+    grown = page.evaluate(GROW, [name, z[0].tolist()])
+    mean, log_scale = page.evaluate(ENCODE, [f"{name}-encoder", image.flatten().tolist()])
+    assert not page.problems
+    assert error(grown, last_state(model if float32 else rounded(model), z)) < 1e-5
+    # Half precision moves weights by up to 2^-11 of their size. Cells that regrow feed that back into themselves.
+    bound = 1e-5 if float32 else 1e-3 if name.startswith("doubling") else 1e-2
+    assert error(grown, last_state(model, z)) < bound
+    bound = 1e-5 if float32 else 1e-3
+    assert error(mean, posterior.mean) < bound
+    assert error(log_scale, posterior.stddev.log()) < bound
+
+
+@pytest.mark.parametrize("kernel", ["kernel", "plain"])
+@pytest.mark.parametrize("kind", SMALL)
+def test_sizes_that_fill_no_tile(opened, folder, kind, kernel):
+    torch.manual_seed(0)
+    model = build(SMALL[kind]).eval()
+    for parameter in model.decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pretrained.save(model, SMALL[kind], folder / "odd")
+    assert (
+        main(["export", "--weights", str(folder / "odd"), "--out", str(folder / "live" / "models"), "--float32"]) == 0
+    )
+    z, image = torch.randn(1, model.latent_size), torch.rand(1, 1, 28, 28)
+    page = opened(scripts(kernel, "odd", "odd-encoder"))
+    assert error(page.evaluate(GROW, ["odd", z[0].tolist()]), last_state(model, z)) < 1e-5
+    with torch.no_grad():
+        posterior = model.encode(image)
+    healed = cells.damage(last_state(model, z), 10, 12, 7)
+    with torch.no_grad():
+        for _ in range(3):
+            healed = model.decoder.step(healed)
+    assert error(page.evaluate(HEAL, ["odd", z[0].tolist()]), healed) < 1e-5
+    mean, log_scale = page.evaluate(ENCODE, ["odd-encoder", image.flatten().tolist()])
+    assert error(mean, posterior.mean) < 1e-5
+    assert error(log_scale, posterior.stddev.log()) < 1e-5
+
+
+@pytest.fixture
+def automaton(folder):
+    """A growing automaton with random weights, and its script."""
+    torch.manual_seed(1)
+    automaton = growing.GrowingAutomaton(channels=14, hidden=30, fire_rate=1)
+    torch.nn.init.normal_(automaton.change.weight, std=0.1)
+    script = export.automaton_script(automaton, "automaton", size=22, float32=True)
+    (folder / "live" / "models" / "automaton.js").write_text(script)
+    return automaton
+
+
+@pytest.mark.parametrize("kernel", ["kernel", "plain"])
+def test_an_automaton_agrees_with_torch(opened, automaton, kernel):
+    state = growing.single_cell(batch=1, channels=14, size=22)
+    with torch.no_grad():
+        for _ in range(12):
+            state = automaton(state)
+    assert 4 < growing.living(state).sum() < 22 * 22, "the test needs cells of both kinds"
+    found = opened(scripts(kernel, "automaton")).evaluate("""async () => {
+        const engine = await vncaLive.Engine.load("automaton");
+        engine.plant(11, 11);
+        for (let i = 0; i < 12; i++) vncaLive.finish(engine.step());
+        return Array.from({ length: 14 }, (_, channel) => [...engine.readChannel(channel)]);
+    }""")
+    assert error(found, state) < 1e-5
+
+
+def test_about_as_many_cells_fire_as_the_rate_says(opened, automaton):
+    share = opened(scripts("kernel", "automaton")).evaluate("""async () => {
+        const engine = await vncaLive.Engine.load("automaton");
+        for (let channel = 0; channel < 14; channel++) engine.writeChannel(channel, new Float32Array(22 * 22).fill(1));
+        engine.fireRate = 0.3;
+        const before = engine.snapshot().channels[5];
+        vncaLive.finish(engine.step());
+        return engine.readChannel(5).filter((value, cell) => value !== before[cell]).length / before.length;
+    }""")
+    assert 0.2 < share < 0.4
+
+
+def test_what_the_engine_does_to_cells(opened):
+    name = export_live.MODELS[0]
+    model = vnca.load(name)
+    z = torch.randn(1, model.latent_size)
+    page = opened(scripts("kernel", name))
+    found = page.evaluate(
+        """async ([name, z]) => {
+            const engine = await vncaLive.Engine.load(name);
+            const all = () => Array.from({ length: engine.channels }, (_, channel) => [...engine.readChannel(channel)]);
+            engine.seed(Float32Array.from(z), 2);
+            engine.writeCell(0, 1, engine.readCell(0, 1).map((value) => 2 * value));
+            engine.double();
+            engine.double();
+            const doubled = all();
+            const kept = engine.snapshot();
+            engine.damage(5, 2, 9, 2);
+            const damaged = all();
+            engine.damageDisc(0, 7, 2);
+            const disc = [...engine.readChannel(0)].map((value, cell) => Number(value !== damaged[0][cell]));
+            engine.restore(kept);
+            const refused = [() => engine.seed([1]), () => engine.clear(33), () => engine.readCell(8, 0),
+                () => engine.logits()].map((act) => { try { act(); } catch (error) { return error.message; } });
+            return { doubled, damaged, disc, restored: all(), refused };
+        }""",
+        [name, z[0].tolist()],
+    )
+    state = cells.seed(z, 2)
+    state[:, :, 0, 1] *= 2
+    state = cells.double(cells.double(state))
+    assert error(found["doubled"], state) == error(found["restored"], state) == 0
+    state[:, :, 5:, 2:4] = 0
+    assert error(found["damaged"], state) == 0
+    row, col = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    assert found["disc"] == (row**2 + (col - 7) ** 2 <= 4).int().flatten().tolist()
+    assert all(found["refused"])
+
+
+def test_latents_are_standard_normal_and_follow_from_the_seed(opened):
+    one, again, other = opened(scripts("kernel")).evaluate(
+        "() => [7, 7, 8].map((seed) => [...new vncaLive.Random(seed).normal(4000)])"
+    )
+    assert one == again != other
+    z = torch.tensor(one)
+    assert abs(z.mean()) < 0.06 and abs(z.std() - 1) < 0.04
+    assert abs((z.abs() < 1).float().mean() - 0.683) < 0.03
+
+
+# The files.
+
+
+@pytest.mark.parametrize("name", export_live.MODELS)
+def test_models_in_the_pages_are_the_shipped_ones(tmp_path, name):
+    for path in export.export(name, tmp_path):
+        assert path.read_bytes() == (LIVE / "models" / path.name).read_bytes(), "run: python scripts/export_live.py"
+
+
+def test_every_demo_has_a_still():
+    demos = {path.stem.removeprefix("demo-") for path in LIVE.glob("demo-*.js")}
+    assert demos == export_live.STILLS.keys() == {path.stem for path in (LIVE / "stills").glob("*.png")}
+
+
+def test_the_kernel_is_what_its_source_compiles_to(npm):
+    subprocess.run(["npm", "run", "build"], cwd=npm, check=True, capture_output=True)
+    built = npm.parent / "book" / "_static" / "live" / "kernel.js"
+    assert built.read_bytes() == (LIVE / "kernel.js").read_bytes(), "run npm ci && npm run build in live/"
+
+
+def test_decoders_without_cells_are_not_exported(tmp_path, capsys):
+    assert main(["export", "--weights", "conv-mnist-small", "--out", str(tmp_path)]) == 2
+    assert "ConvDecoder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_page_gets_its_stills_and_an_unknown_figure_stops_the_build():
+    spec = importlib.util.spec_from_file_location("live_figures", ROOT / "book" / "_ext" / "live_figures.py")
+    extension = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extension)
+    div = '<div class="live" data-live="grow" data-model="m" data-alt="A &quot;7&quot;">\n<p>Still.</p>\n</div>'
+    context = {"body": f"<p>a</p>{div}<p>b</p>", "pathto": lambda path, resource: f"../{path}"}
+    extension.add_stills(None, "book/page", "page.html", context, None)
+    still = '<img class="live-still" src="../_static/live/stills/grow.png" alt="A &quot;7&quot;">'
+    assert context["body"] == f"<p>a</p>{div.replace('>', f'>{still}', 1)}<p>b</p>"
+    with pytest.raises(ValueError, match="no .*nothing.png"):
+        extension.add_stills(None, "page", "", {**context, "body": div.replace("grow", "nothing")}, None)
+
+
+# What readers do to the first demo.
+
+
+def test_the_demo_grows_by_itself_and_heals_what_is_wounded(opened):
+    page = running(opened(figure()))
+    assert page.locator("canvas").is_visible() and not page.locator(".live-still").is_visible()
+    before = change(page, page.evaluate(INK))
+    page.get_by_role("button", name="Pause").click()
+    page.wait_for_function("document.querySelector('.live-readout').textContent.includes('paused')")
+    before = page.evaluate(INK)
+    page.wait_for_timeout(300)
+    assert page.evaluate(INK) == before, "paused, and it moves"
+    x, y = middle(page)
+    page.mouse.move(x - 40, y)
+    page.mouse.down()
+    page.mouse.move(x + 40, y + 20)
+    page.mouse.up()
+    wounded = change(page, before)
+    assert "ounded" in page.locator("[aria-live]").inner_text()
+    page.get_by_role("button", name="Play").click()
+    change(page, wounded)
+    page.get_by_role("button", name="New digit").click()
+    page.get_by_role("button", name="Start over").click()
+    page.get_by_label("Steps").fill("120")
+    assert page.get_by_label("Steps").get_attribute("aria-valuetext") == "120 a second"
+    page.wait_for_function("document.querySelector('.live-readout').textContent.includes('at rest')", timeout=60_000)
+    change(
+        page,
+        page.evaluate(f"() => {{ const now = {INK}; document.querySelectorAll('button')[1].click(); return now; }}"),
+    )
+    assert not page.problems
+
+
+def test_the_demo_by_keyboard(opened):
+    page = running(opened(figure()))
+    page.get_by_role("button", name="Pause").click()
+    page.wait_for_function("document.querySelector('.live-readout').textContent.includes('paused')")
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate("document.activeElement.tagName") == "CANVAS"
+    assert page.locator(".live-cursor").is_visible()
+    place = page.locator(".live-cursor").bounding_box()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowUp")
+    moved = page.locator(".live-cursor").bounding_box()
+    assert moved["x"] < place["x"] and moved["y"] < place["y"]
+    for key in ("Enter", " "):
+        before = page.evaluate(INK)
+        page.keyboard.press(key)
+        change(page, before)
+        page.keyboard.press("ArrowDown")
+    assert page.evaluate("scrollY") == 0
+    assert not page.problems
+
+
+def test_the_demo_by_touch_on_a_phone_in_the_dark(opened):
+    page = running(opened(figure(), viewport=PHONE, has_touch=True, is_mobile=True))
+    brightness = """() => {
+        const { data } = document.querySelector("canvas").getContext("2d").getImageData(0, 0, 32, 32);
+        return data.reduce((total, value) => total + value) / data.length;
+    }"""
+    page.wait_for_timeout(1500)  # on the first grids there is as much ink as paper
+    page.get_by_role("button", name="Pause").tap()
+    page.wait_for_function("document.querySelector('.live-readout').textContent.includes('paused')")
+    light = page.evaluate(brightness)
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    dark = page.evaluate(brightness)
+    assert dark < light
+    before = page.evaluate(INK)
+    page.touchscreen.tap(*middle(page))
+    change(page, before)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert not page.problems
+
+
+def test_the_demo_sleeps_in_a_hidden_tab_and_out_of_sight(opened):
+    page = running(opened(figure() + "<div style='height: 5000px'></div>"))
+    hide = (
+        "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
+        " document.dispatchEvent(new Event('visibilitychange')); }"
+    )
+    page.get_by_role("button", name="New digit").click()
+    for away, back in (
+        (lambda: page.evaluate(hide, True), lambda: page.evaluate(hide, False)),
+        (lambda: page.evaluate("scrollTo(0, 4000)"), lambda: page.evaluate("scrollTo(0, 0)")),
+    ):
+        away()
+        page.wait_for_timeout(300)
+        before = page.evaluate(INK)
+        page.wait_for_timeout(500)
+        assert page.evaluate(INK) == before, "it computes where nobody looks"
+        back()
+        page.locator("button", has_text="New digit").click()
+        change(page, before)
+    assert not page.problems
+
+
+def test_nothing_moves_by_itself_where_motion_is_unwelcome(opened):
+    page = running(opened(figure(), reduced_motion="reduce"))
+    before = page.evaluate(INK)
+    page.wait_for_timeout(500)
+    assert page.evaluate(INK) == before
+    page.get_by_role("button", name="Play").click()
+    change(page, before)
+
+
+def test_two_starts_make_one_figure(opened):
+    twice = figure() + '<script defer src="live/live.js"></script>'
+    page = running(opened(twice))
+    page.evaluate("vncaLive.start(); vncaLive.start()")
+    page.wait_for_timeout(300)
+    assert page.locator("canvas").count() == 1
+    assert not page.problems
+
+
+def test_the_demo_survives_random_input(opened):
+    page = running(opened(figure()))
+    dice = random.Random(0)
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until:
+        x, y = middle(page)
+        kind = dice.randrange(8)
+        if kind < 3:
+            page.mouse.move(x + dice.uniform(-200, 200), y + dice.uniform(-200, 200))
+            dice.choice((page.mouse.down, page.mouse.up))()
+        elif kind == 3:
+            page.locator(".live button").nth(dice.randrange(3)).click()
+        elif kind == 4:
+            page.get_by_label("Steps").fill(str(dice.randint(1, 120)))
+        elif kind == 5:
+            page.locator("canvas").focus()
+            for _ in range(5):
+                page.keyboard.press(dice.choice(("ArrowUp", "ArrowLeft", "ArrowDown", "Enter", " ", "Tab", "x")))
+        elif kind == 6:
+            page.set_viewport_size(dice.choice((PHONE, DESKTOP, {"width": 700, "height": 300})))
+        else:
+            page.evaluate(
+                "theme => { document.documentElement.dataset.theme = theme; }", dice.choice(("light", "dark"))
+            )
+    page.mouse.up()
+    page.set_viewport_size(DESKTOP)
+    before = page.evaluate(INK)
+    page.get_by_role("button", name="New digit").click()
+    change(page, before)
+    assert not page.problems
+
+
+def test_a_browser_without_simd_runs_the_demo_too(opened):
+    page = running(opened(figure(), init="WebAssembly.validate = () => false"))
+    assert page.evaluate("vncaLive.kernelBytes === undefined")
+    change(page, page.evaluate(INK))
+    assert not page.problems
+
+
+def test_without_javascript_there_is_the_still(opened):
+    page = opened(figure(), java_script_enabled=False)
+    assert page.locator(".live-still").is_visible()
+    assert page.locator(".live p").is_visible()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_no_serious_violation(opened, npm, theme):
+    page = running(opened(figure()))
+    colors = {"light": "#fff; color: #222", "dark": "#121212; color: #ddd"}[theme]
+    page.evaluate(
+        "([theme, style]) => { document.documentElement.dataset.theme = theme; document.body.style = style; }",
+        [theme, f"background: {colors}"],
+    )
+    page.add_script_tag(content=(npm / "node_modules" / "axe-core" / "axe.min.js").read_text())
+    violations = page.evaluate("async () => (await axe.run()).violations")
+    assert not [(v["id"], v["nodes"][0]["html"]) for v in violations if v["impact"] in ("serious", "critical")]
+
+
+# Broken files.
+
+
+def flip_a_weight(text: str) -> str:
+    at = text.index('"weights"') + 5000
+    return text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1 :]
+
+
+BROKEN = {
+    "flipped": (flip_a_weight, "checksum", 0),
+    "shortened": (lambda text: re.sub(r'("weights": ".{4000}).*?"', r'\1"', text), "bytes of weights", 0),
+    "no base64": (lambda text: text.replace('"weights": "', '"weights": "!'), "base64", 0),
+    "other format": (lambda text: text.replace('"format": 1', '"format": 9'), "format is 9", 0),
+    "other layer": (lambda text: text.replace('"elu"', '"tanh"'), "tanh", 0),
+    "cut": (lambda text: text[: len(text) // 2], "missing or damaged", 1),  # the browser reports the syntax error
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_damaged_model_leaves_the_still_and_says_why(opened, folder, case):
+    damage, words, reports = BROKEN[case]
+    path = folder / "live" / "models" / "regrowing-mnist-small.js"
+    path.write_text(damage(path.read_text()))
+    page = opened(figure())
+    page.wait_for_selector("[data-state='failed'] [role=status]")
+    assert words in page.get_by_role("status").inner_text()
+    assert page.locator(".live-still").is_visible()
+    assert len(page.problems) == reports
+
+
+@pytest.mark.parametrize("file", ["models/regrowing-mnist-small", "engine", "demo-grow", "kernel"])
+def test_a_missing_file_leaves_the_still_and_says_which(opened, folder, file):
+    (folder / "live" / f"{file}.js").unlink()
+    page = opened(figure())
+    page.wait_for_selector("[data-state='failed'] [role=status]")
+    assert f"live/{file}.js" in page.get_by_role("status").inner_text()
+    assert page.locator(".live-still").is_visible()
+    assert all("ERR_FILE_NOT_FOUND" in problem for problem in page.problems)  # the browser's own report
+
+
+# Speed and the built book.
+
+
+def test_the_benchmark_measures_every_model_and_demo(browser, tmp_path):
+    # A process of its own, because one process drives one Playwright.
+    command = [sys.executable, live.__file__, "--out", str(tmp_path / "live.json"), "--repeats", "1"]
+    subprocess.run(command, check=True, capture_output=True)
+    result = json.loads((tmp_path / "live.json").read_text())
+    assert set(result["models"]) == set(export_live.MODELS)
+    for row in result["models"].values():
+        assert all(kernel["steps_per_second"] > 0 and kernel["growth_ms"] > 0 for kernel in row.values())
+    assert set(result["demos"]) == set(export_live.STILLS)
+    assert all(demo["bytes_compressed"] <= live.MOST_BYTES for demo in result["demos"].values())
+
+
+def test_the_demo_runs_in_the_built_book(browser):
+    index = BUILT / "index.html"
+    if not index.exists():
+        missing("the book is not built: run make book first")
+    page_path = BUILT / "book" / "intro.html"
+    page = browser.new_page(viewport=DESKTOP)
+    outside = []
+    page.on("request", lambda r: None if r.url.startswith((BUILT.as_uri(), "data:")) else outside.append(r.url))
+    page.goto(page_path.as_uri())
+    page.locator(".live").scroll_into_view_if_needed()
+    running(page)
+    change(page, page.evaluate(INK))
+    assert not outside
+    page.close()

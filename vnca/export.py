@@ -1,0 +1,222 @@
+"""Models as scripts for the book's pages: the format that `book/_static/live/network.js` reads.
+
+A model becomes a call, `vncaLive.addModel({...})`, with a header that describes its layers as data and its weights as
+base64 text. A script, because pages that are opened as files may load scripts and nothing else. The header has
+
+- `format` (1), `name`, `precision` and `crc32`, the checksum of the bytes of the weights;
+- `update`, the layers whose result is added to the cells, or `encoder`, the layers of an encoder. A layer is
+  `{"op": "conv", "in", "out", "kernel", "stride", "padding", "bias", "activation"}`, or `{"op": "residual", "layers"}`,
+  whose result is added to its input. The activation is `"none"`, `"elu"` or `"relu"`. A linear layer is a convolution
+  whose kernel covers the whole grid;
+- sizes: `latentSize`, `image` and `border`; of cells also `channels`, `grid` (the largest side), `seed` and `schedule`;
+- `genome`, how many channels, the last ones, follow `vnca.cells.inherit` and not the layers;
+- `rule` of an automaton whose cells fire at random: `fireRate` and `living`, the channel and threshold of life.
+
+Weights in `"float16"` or `"float32"` follow each other, little-endian, in the order of the layers: `(out, in, kernel,
+kernel)`, then the bias. In `"int12"` each output channel has a scale, and its weights are whole numbers from -2047 to
+2047 times that: first all those numbers plus 2048, two in three bytes, big-endian; then, layer by layer, the scales and
+the bias in float32.
+
+Cells and encoder go into scripts of their own, because most pages need only the cells. Cells come in float16: growth
+feeds every error back into itself. An encoder is large and forgiving, so it comes in int12: a quarter smaller, and as
+exact in what it says about an image.
+"""
+
+import base64
+import json
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vnca import files, growing, pretrained
+from vnca.cells import Residual
+from vnca.decoders import BORDER, GRID_SIZE, IMAGE_SIZE, CellDecoder
+from vnca.vae import VAE
+
+FORMAT = 1
+ACTIVATIONS = {nn.ELU: "elu", nn.ReLU: "relu"}
+
+
+def export(name: str | os.PathLike, folder: str | os.PathLike, float32: bool = False) -> list[Path]:
+    """Write the cells and the encoder of a trained model as scripts, `NAME.js` and `NAME-encoder.js`.
+
+    Args:
+        name: shipped weights, or the folder of a run; the scripts are named after it.
+        folder: where the scripts go; it is made if it does not exist.
+        float32: write the weights as they are instead of rounded.
+
+    Returns:
+        The two files.
+
+    Raises:
+        ValueError: if there are no such weights, or their decoder is not made of cells.
+        OSError: if the folder cannot be written.
+    """
+    model, title = pretrained.load(name), pretrained.find(name).resolve().name
+    scripts = {
+        f"{title}.js": cells_script(model, title, float32),
+        f"{title}-encoder.js": encoder_script(model, f"{title}-encoder", float32),
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, script in scripts.items():
+        files.write_text(folder / file, script)
+    return [folder / file for file in scripts]
+
+
+def cells_script(model: VAE, name: str, float32: bool = False) -> str:
+    """The script of a VAE's decoder, latents `(D,)` to cells `(C, 32, 32)`, for an `Engine` in the page.
+
+    Raises:
+        ValueError: if the decoder is not made of cells, or has a layer that the pages do not know.
+    """
+    decoder = model.decoder
+    if not isinstance(decoder, CellDecoder):
+        raise ValueError(
+            f"the pages run decoders made of cells, not a {type(decoder).__name__}: "
+            "export the weights of a doubling or a regrowing one"
+        )
+    schedule = [list(event) for event in decoder.schedule()]
+    header = {
+        "channels": decoder.channels,
+        "latentSize": decoder.latent_size,
+        "grid": GRID_SIZE,
+        "image": IMAGE_SIZE,
+        "border": BORDER,
+        "seed": {"size": schedule[0][1]},
+        "genome": getattr(decoder.update, "genome", 0),
+        "schedule": schedule,
+    }
+    return _script(name, header, "update", decoder.update.layers, "float32" if float32 else "float16")
+
+
+def encoder_script(model: VAE, name: str, float32: bool = False) -> str:
+    """The script of a VAE's encoder, images `(28, 28)` to mean and log-scale `(D,)`, for an `Encoder` in the page.
+
+    Raises:
+        ValueError: if it has a layer that the pages do not know.
+    """
+    header = {"latentSize": model.latent_size, "image": IMAGE_SIZE, "border": BORDER}
+    return _script(name, header, "encoder", model.encoder.layers, "float32" if float32 else "int12")
+
+
+def automaton_script(automaton: growing.GrowingAutomaton, name: str, size: int, float32: bool = False) -> str:
+    """The script of the growing automaton of chapter 2 on `(C, size, size)` cells, for an `Engine` in the page.
+
+    Perception and the first layer of thought are linear: together they are one 3 × 3 convolution.
+
+    Raises:
+        ValueError: if `size` is below 1.
+    """
+    if size < 1:
+        raise ValueError(f"a grid has at least 1 cell, not {size}")
+    change = automaton.change
+    channels, hidden = change.out_channels, change.in_channels
+    # What a cell in the middle of a 3 × 3 grid sees of each neighbor: the value and the gradients along x and y.
+    impulses = torch.eye(9, dtype=torch.float64).view(9, 1, 3, 3)
+    filters = growing.perceive(impulses)[:, :, 1, 1].T.reshape(3, 3, 3)  # (what is seen, dy, dx)
+    think = automaton.think.weight.detach().double().view(hidden, channels, 3)
+    merged = nn.Conv2d(channels, hidden, 3, padding=1)
+    with torch.no_grad():
+        merged.weight.copy_(torch.einsum("hcs,syx->hcyx", think, filters))
+        merged.bias.copy_(automaton.think.bias)
+    header = {
+        "channels": channels,
+        "grid": size,
+        "seed": {"size": size, "ones": growing.ALPHA},
+        "rule": {
+            "fireRate": automaton.fire_rate,
+            "living": {"channel": growing.ALPHA, "threshold": growing.LIVING},
+        },
+    }
+    return _script(
+        name, header, "update", nn.Sequential(merged, nn.ReLU(), change), "float32" if float32 else "float16"
+    )
+
+
+def _script(name: str, header: dict, part: str, layers: nn.Sequential, precision: str) -> str:
+    described = _described(layers)
+    tensors = [tensor.detach().float().numpy() for tensor in _tensors(layers)]
+    content = ENCODINGS[precision](tensors)
+    model = {
+        "format": FORMAT,
+        "name": name,
+        **header,
+        part: described,
+        "precision": precision,
+        "crc32": zlib.crc32(content),
+        "weights": base64.b64encode(content).decode(),
+    }
+    return f"vncaLive.addModel({json.dumps(model)});\n"
+
+
+def _int12(tensors: list[np.ndarray]) -> bytes:
+    """Weights and biases as whole numbers of 12 bits and float32 values; see the head of this file."""
+    codes, floats = [], []
+    for tensor in tensors:
+        if tensor.ndim == 1:  # a bias
+            floats.append(tensor)
+            continue
+        rows = tensor.reshape(len(tensor), -1)  # (out, inputs)
+        scale = np.abs(rows).max(axis=1, keepdims=True) / np.float32(2047)
+        codes.append((np.rint(rows / np.where(scale > 0, scale, 1)) + 2048).astype(np.uint32).ravel())
+        floats.append(scale.ravel())
+    numbers = np.concatenate(codes)
+    pairs = np.append(numbers, [0] * (len(numbers) % 2)).reshape(-1, 2).astype(">u4")
+    packed = (pairs[:, 0] << 12 | pairs[:, 1]).astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:]
+    return packed.tobytes() + np.concatenate(floats).astype("<f4").tobytes()
+
+
+ENCODINGS: dict[str, Callable[[list[np.ndarray]], bytes]] = {
+    "float16": lambda tensors: b"".join(tensor.astype("<f2").tobytes() for tensor in tensors),
+    "float32": lambda tensors: b"".join(tensor.astype("<f4").tobytes() for tensor in tensors),
+    "int12": _int12,
+}
+
+
+def _described(layers: nn.Sequential) -> list[dict]:
+    """The layers as data."""
+    described: list[dict] = []
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            described.append(_convolution(layer))
+        elif isinstance(layer, nn.Linear):
+            before = described[-1]["out"]
+            kernel = math.isqrt(layer.in_features // before)
+            sizes = {"in": before, "out": layer.out_features, "kernel": kernel, "stride": 1, "padding": 0}
+            described.append({"op": "conv", **sizes, "bias": layer.bias is not None, "activation": "none"})
+        elif isinstance(layer, Residual):
+            described.append({"op": "residual", "layers": _described(layer.layers)})
+        elif type(layer) in ACTIVATIONS:
+            described[-1]["activation"] = ACTIVATIONS[type(layer)]
+        elif not isinstance(layer, nn.Flatten):  # the order in memory is already that of a flattened grid
+            raise ValueError(f"the pages do not know the layer {layer}")
+    return described
+
+
+def _convolution(layer: nn.Conv2d) -> dict:
+    return {
+        "op": "conv",
+        "in": layer.in_channels,
+        "out": layer.out_channels,
+        "kernel": layer.kernel_size[0],
+        "stride": layer.stride[0],
+        "padding": layer.padding[0],
+        "bias": layer.bias is not None,
+        "activation": "none",
+    }
+
+
+def _tensors(layers: nn.Sequential) -> Iterator[Tensor]:
+    """Weight and bias of every layer, in the order in which the header describes them."""
+    for layer in layers.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            yield layer.weight
+            if layer.bias is not None:
+                yield layer.bias

@@ -107,6 +107,34 @@ def test_damage_zeroes_its_square_and_nothing_else(row, col, size):
     assert torch.equal(state, torch.ones_like(state)), "the state itself is left alone"
 
 
+def test_a_genome_stays_and_closes_a_hole_one_cell_a_step():
+    torch.manual_seed(0)
+    update = cells.SimpleUpdate(channels=5, hidden=4, genome=2).double()
+    torch.nn.init.normal_(update.layers[-1].weight, std=0.3)
+    z = torch.randn(3, 2, dtype=torch.float64)
+    whole = torch.cat([torch.randn(3, 3, 12, 12, dtype=torch.float64), cells.seed(z, 12)], dim=1)
+    assert torch.equal(advance(update, whole, 4)[:, 3:], whole[:, 3:])
+    hurt = cells.damage(whole, 0, 4, 6)  # at the upper border: nobody lives beyond it
+    for steps, lost in enumerate([36, 20, 8, 0, 0]):
+        state = advance(update, hurt, steps)
+        assert (state[:, 3:] == 0).all(dim=1).flatten(1).sum(dim=1).tolist() == [lost] * 3
+    torch.testing.assert_close(state[:, 3:], whole[:, 3:])
+
+
+def test_where_two_genomes_meet_a_cell_without_one_takes_their_mean():
+    genome = torch.zeros(1, 2, 1, 3)
+    genome[0, :, 0, 0] = torch.tensor([1.0, 2.0])
+    genome[0, :, 0, 2] = torch.tensor([3.0, -2.0])
+    change = cells.inherit(genome)
+    assert torch.count_nonzero(change[..., 0]) == torch.count_nonzero(change[..., 2]) == 0
+    torch.testing.assert_close(change[0, :, 0, 1], torch.tensor([2.0, 0.0]))
+
+
+def test_a_genome_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="0 to 3 of 4 channels, not 4"):
+        cells.SimpleUpdate(channels=4, hidden=2, genome=4)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -157,8 +157,9 @@ def test_a_regrowing_model_is_built_from_its_configuration():
         build(ModelConfig("regrowing", 4, 2, options | {"min_steps": 7}))
 
 
-def test_spare_channels_begin_at_zero_and_the_latent_is_in_the_last_ones():
-    decoder = build(ModelConfig("regrowing", 2, 2, {"channels": 5, "hidden": 6, "min_steps": 1, "max_steps": 1})).decoder
+def test_a_genome_is_in_the_last_channels_and_the_others_begin_at_zero():
+    options = {"channels": 5, "hidden": 6, "min_steps": 1, "max_steps": 1}
+    decoder = build(ModelConfig("regrowing", 2, 2, options)).decoder
     assert (decoder.latent_size, decoder.channels) == (2, 5)
     z = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     for state, size in ((decoder.seed(z), 32), (decoder.seed(z, 3), 3), (next(decoder.grow(z)), 32)):

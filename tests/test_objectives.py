@@ -231,6 +231,19 @@ def test_a_run_goes_on_from_its_saved_state_as_if_never_stopped():
         assert torch.equal(ours, theirs), name
 
 
+def test_cells_with_a_genome_are_trained_like_others():
+    torch.manual_seed(0)
+    decoder = RegrowingDecoder(channels=5, hidden=4, min_steps=1, max_steps=3, latent_size=2)
+    torch.nn.init.normal_(decoder.update.layers[-1].weight, std=0.1)
+    persistent = PersistentElbo(VAE(Encoder(2, width=2), decoder), pool_size=16)
+    trained(persistent, range(6))
+    assert persistent.pool.states.shape == (16, 5, 32, 32)
+    genomes = persistent.pool.states[persistent.filled][:, 3:].flatten(2).float()  # (N, 2, 1024)
+    same = (genomes - genomes.median(dim=2, keepdim=True).values).abs() < 0.02
+    assert (same | (genomes == 0)).all()
+    assert same.float().mean() > 0.8
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="only a RegrowingDecoder"):
         PersistentElbo(VAE(Encoder(4, width=2), ConvDecoder(4, width=2)))

@@ -1,4 +1,4 @@
-"""Fill the generated parts of README.md and of pages of the book, each between its markers.
+"""Fill the generated parts of README.md and of pages of the book, each between its markers; write the model cards.
 
 The chapters come from `_toc.yml`, tables from `results/*.json`, the picture of growing digits from the shipped weights.
 Run it after any of them changed: python scripts/readme.py
@@ -87,12 +87,18 @@ def runs_of(run: dict) -> list[dict]:
     return [run, *(earlier for before in run.get("before", []) for earlier in runs_of(before))]
 
 
+def kind(run: dict) -> str:
+    """What sort of model a run trained."""
+    genome = "channels" in run["config"]["model"]["decoder_options"]
+    return MODELS[run["model"]] + (", cells with a genome" if genome else "")
+
+
 def own_row(run: dict) -> str:
     parameters, runs = run["parameters"]["decoder"], runs_of(run)
     updates, minutes = (sum(each[key] for each in runs) for key in ("updates", "minutes"))
     spent = f"{updates:,} updates, {minutes:,.0f} min" + (f" in {len(runs)} runs" if len(runs) > 1 else "")
     return (
-        f"| **{MODELS[run['model']]}** "
+        f"| **{kind(run)}** "
         f"| **{signed(run['nats'])}** ± {run['standard_error']:.2f} ({run['num_samples']} samples, "
         f"{run['images']:,} images) | {signed(run['elbo'])} "
         f"| {parameters:,} | {spent}, {run['hardware']} "
@@ -248,6 +254,67 @@ def render_picture(page: str) -> str:
     return f"```{{figure}} _static/growth.png\n:alt: {ALT}\n:figclass: figure-card\n\n{CAPTION}\n```"
 
 
+CARD = """# {name}
+
+A {kind}, trained on the binarized MNIST digits (`{data}`), for the book *Growing Digits*.
+
+```python
+import vnca
+model = vnca.load("{name}")
+images = model.sample(16)  # pixel probabilities (16, 1, 28, 28)
+```
+
+| | |
+|---|---|
+| log-likelihood | {nats} ± {standard_error:.2f} nats an image (bound with {num_samples} samples, {images}) |
+| ELBO | {elbo} ± {elbo_standard_error:.2f} nats |
+| latent | {latent_size} numbers |
+| parameters | {encoder:,} of the encoder, {decoder:,} of the decoder |
+| decoder options | {options} |
+
+Training, the last run first:
+
+{runs}
+
+All of it is in `config.json` beside this file and in `results/{name}.json`.
+
+It knows white digits on black of 28 × 28 pixels and nothing else; of other images it makes digits. It was made for
+teaching, and is no judge of whether an image is a digit. The figures are means over images with their standard error.
+License: MIT, as the code.
+"""
+
+
+def card(name: str) -> str:
+    """The model card of shipped weights, from their result."""
+    run = result(name)
+    of_all = "all 10,000 test images" if run["images"] == 10_000 else f"{run['images']:,} random test images"
+    options = ", ".join(f"{key} {value}" for key, value in run["config"]["model"]["decoder_options"].items())
+    lines = [
+        (f"- for the encoder to begin with, `{each['encoder_from']}`: " if "encoder_from" in each else "- ")
+        + f"{each['updates']:,} updates, {each['images_seen']:,} images seen, {each['minutes']:,.1f} minutes on "
+        f"{each['hardware']}"
+        for each in runs_of(run)
+    ]
+    figures = {key: run[key] for key in ("name", "data", "standard_error", "num_samples", "elbo_standard_error")}
+    return CARD.format(
+        **figures,
+        **run["parameters"],
+        kind=kind(run),
+        nats=signed(run["nats"]),
+        elbo=signed(run["elbo"]),
+        images=of_all,
+        latent_size=run["config"]["model"]["latent_size"],
+        options=options,
+        runs="\n".join(lines),
+    )
+
+
+def cards() -> dict[Path, str]:
+    """The model cards of all shipped weights, by the file of each."""
+    folders = [path.parent for path in sorted((ROOT / "vnca" / "pretrained").glob("*/model.safetensors"))]
+    return {folder / "README.md": card(folder.name) for folder in folders}
+
+
 PARTS: dict[str, Callable[[str], str]] = {
     "growth": render_picture,
     "chapters": lambda _: render_chapters(),
@@ -286,6 +353,9 @@ def main() -> int:
     for page in PAGES:
         (ROOT / page).write_text(filled(page))
         print(f"Filled {page}.")
+    for path, text in cards().items():
+        path.write_text(text)
+        print(f"Wrote {path.relative_to(ROOT)}.")
     return 0
 
 

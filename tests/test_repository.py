@@ -87,6 +87,11 @@ def test_generated_parts_are_up_to_date(page):
     assert (ROOT / page).read_text() == readme.filled(page), "run: python scripts/readme.py"
 
 
+def test_every_shipped_model_has_a_card_with_its_figures():
+    written = {path: path.read_text() for path in (ROOT / "vnca" / "pretrained").glob("*/README.md")}
+    assert written == readme.cards(), "run: python scripts/readme.py"
+
+
 def test_the_example_of_readme_runs():
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     namespace = {}

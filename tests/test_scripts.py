@@ -70,8 +70,9 @@ def test_benchmarks_are_no_results(results, tmp_path):
     assert "speed" not in readme.render_results()
 
 
-def test_what_a_preset_promises_was_measured():
-    run, preset = json.loads((readme.ROOT / "results" / "conv-mnist-small.json").read_text()), PRESETS["conv-small"]
+@pytest.mark.parametrize("name, weights", [("conv-small", "conv-mnist-small"), ("conv", "conv-mnist")])
+def test_what_a_preset_promises_was_measured(name, weights):
+    run, preset = json.loads((readme.ROOT / "results" / f"{weights}.json").read_text()), PRESETS[name]
     assert run["config"]["training"] == json.loads(json.dumps(preset.config.to_dict()))
     assert preset.minutes == round(run["minutes"]) and preset.nats == round(run["nats"], 1)
     assert preset.hardware.split()[-1] in run["hardware"]

@@ -3,8 +3,9 @@
     python benchmarks/live.py
 
 For each shipped small model: steps a second on 32 x 32 cells, milliseconds of computing for a whole growth and for an
-encoding, and the longest slice, for which the page has to wait. For each demo: bytes to transfer, as files and as a
-server compresses them, milliseconds from the start of its script to the first picture, and the longest work in a frame.
+encoding, and the longest slice, for which the page has to wait. For the decoder without cells: milliseconds for an
+image, and the longest slice. For each demo: bytes to transfer, as files and as a server compresses them, milliseconds
+from the start of its script to the first picture, and the longest work in a frame.
 The figures go into `results/live.json`. Run it on a machine that does nothing else.
 """
 
@@ -28,9 +29,7 @@ KERNELS = {"kernel": "WebAssembly SIMD", "plain": "plain JavaScript"}
 # What the book promises: of the WebAssembly kernel, and of every demo.
 FEWEST_STEPS, LONGEST_GROWTH, LONGEST_SLICE, LONGEST_WAIT, MOST_BYTES = 100, 150, 16, 300, 600_000
 
-MODEL = """async ([name, repeats]) => {
-    const engine = await vncaLive.Engine.load(name);
-    const encoder = await vncaLive.Encoder.load(`${name}-encoder`);
+TAKEN = """
     const random = new vncaLive.Random(0);
     const time = (work) => {
         const started = performance.now();
@@ -42,14 +41,22 @@ MODEL = """async ([name, repeats]) => {
         }
         return { all: performance.now() - started, longest };
     };
-    const image = Float32Array.from({ length: engine.imageSize ** 2 }, () => Number(random.uniform() < 0.2));
     const taken = (make) => Array.from({ length: repeats + 1 }, () => time(make())).slice(1); // the first one warms up
+"""
+CELLS = """async ([name, repeats]) => {%s
+    const engine = await vncaLive.Engine.load(name);
+    const encoder = await vncaLive.Encoder.load(`${name}-encoder`);
+    const image = Float32Array.from({ length: engine.imageSize ** 2 }, () => Number(random.uniform() < 0.2));
     const growths = taken(() => engine.grow(random.normal(engine.latentSize)));
     const encodings = taken(() => encoder.encode(image));
     engine.seed(random.normal(engine.latentSize), engine.largest);
     const steps = taken(function* () { for (let i = 0; i < 20; i++) yield* engine.step(); });
     return { growths, encodings, steps };
-}"""
+}""".replace("%s", TAKEN)
+IMAGES = """async ([name, repeats]) => {%s
+    const decoder = await vncaLive.Decoder.load(name);
+    return taken(() => decoder.decode(random.normal(decoder.latentSize)));
+}""".replace("%s", TAKEN)
 
 # Before any script of the page: when the demo runs, and how long the work in its frames takes.
 WATCH = """
@@ -66,15 +73,24 @@ WATCH = """
 """
 
 
-def measure_model(page, name: str, repeats: int) -> dict[str, float]:
-    """Medians over repeats of the work of one model, in a page that has loaded its scripts."""
-    found = page.evaluate(MODEL, [name, repeats])
+def measure_cells(page, name: str, repeats: int) -> dict[str, float]:
+    """Medians over repeats of the work of one model made of cells, in a page that has loaded its scripts."""
+    found = page.evaluate(CELLS, [name, repeats])
     middle = {work: statistics.median(run["all"] for run in runs) for work, runs in found.items()}
     return {
         "steps_per_second": round(20_000 / middle["steps"]),
         "growth_ms": round(middle["growths"], 1),
         "encoding_ms": round(middle["encodings"], 2),
         "longest_slice_ms": round(statistics.median(run["longest"] for runs in found.values() for run in runs), 2),
+    }
+
+
+def measure_decoder(page, name: str, repeats: int) -> dict[str, float]:
+    """The same of a decoder that has no cells."""
+    runs = page.evaluate(IMAGES, [name, repeats])
+    return {
+        "decoding_ms": round(statistics.median(run["all"] for run in runs), 2),
+        "longest_slice_ms": round(statistics.median(run["longest"] for run in runs), 2),
     }
 
 
@@ -120,25 +136,36 @@ def measure(repeats: int) -> dict:
     from chromium import find_browser, launch
     from playwright.sync_api import sync_playwright
 
-    models = sorted(path.stem for path in (LIVE / "models").glob("*-small.js"))
+    encoders = sorted((LIVE / "models").glob("*-encoder.js"))
+    models = [path.stem.removesuffix("-encoder") for path in encoders]
+    decoders = sorted(path.stem for path in (LIVE / "models").glob("conv-*.js"))
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as scratch:
         program = find_browser(playwright)
         if program is None:
             raise ValueError("no browser found: install Chromium or Chrome, or run playwright install chromium")
         browser, folder = launch(playwright, program), Path(scratch).resolve()
         (folder / "live").symlink_to(LIVE)
+
+        def opened(kernel: str, *models: str):
+            scripts = ("live", kernel, "network", "engine", *(f"models/{model}" for model in models))
+            tags = "".join(f'<script src="live/{script}.js"></script>' for script in scripts)
+            (folder / "model.html").write_text(f'<!doctype html><meta charset="utf-8">{tags}')
+            page = browser.new_page()
+            page.goto((folder / "model.html").as_uri())
+            return page
+
         rows: dict[str, dict] = {name: {} for name in models}
+        images: dict[str, dict] = {name: {} for name in decoders}
         for kernel in KERNELS:
             for name in models:
-                scripts = ("live", kernel, "network", "engine", f"models/{name}", f"models/{name}-encoder")
-                tags = "".join(f'<script src="live/{script}.js"></script>' for script in scripts)
-                (folder / "model.html").write_text(f'<!doctype html><meta charset="utf-8">{tags}')
-                page = browser.new_page()
-                page.goto((folder / "model.html").as_uri())
-                rows[name][kernel] = measure_model(page, name, repeats)
-                page.close()
+                with opened(kernel, name, f"{name}-encoder") as page:
+                    rows[name][kernel] = measure_cells(page, name, repeats)
+            for name in decoders:
+                with opened(kernel, name) as page:
+                    images[name][kernel] = measure_decoder(page, name, repeats)
         result = {
             "models": rows,
+            "decoders": images,
             "demos": {demo: measure_demo(browser, folder, div, repeats) for demo, div in demos().items()},
             "browser": f"Chromium {browser.version}, headless",
         }
@@ -161,6 +188,10 @@ def show(result: dict) -> None:
             print(line + ("  too slow" if kernel == "kernel" and slow else ""))
             if row["longest_slice_ms"] > LONGEST_SLICE:
                 print(f"  a slice of more than {LONGEST_SLICE} ms")
+    for name, kernels in result["decoders"].items():
+        for kernel, row in kernels.items():
+            line = f"an image {row['decoding_ms']:.2f} ms, longest slice {row['longest_slice_ms']:.2f} ms"
+            print(f"{name:24} {KERNELS[kernel]:17} {line}")
     for name, demo in result["demos"].items():
         print(
             f"{name}: {demo['bytes']:,} bytes, compressed {demo['bytes_compressed']:,}; first life after "

@@ -2,8 +2,9 @@
 
     python scripts/export_live.py
 
-The models are the shipped small ones, as `python -m vnca export` writes them. The stills stand in for a figure until it
-runs, and where it cannot. Run it after the weights changed; a test compares the models with the weights.
+The models are the shipped small ones, as `python -m vnca export` writes them, and the automaton of the toadstool. The
+stills stand in for a figure until it runs, and where it cannot. Run it after the weights changed; a test compares the
+models with the weights.
 """
 
 import sys
@@ -11,15 +12,32 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import vnca
-from vnca import export, files
+from vnca import export, files, growing, masks
+from vnca.decoders import GRID_SIZE, IMAGE_SIZE
 
 LIVE = Path(__file__).resolve().parent.parent / "book" / "_static" / "live"
-MODELS = ("doubling-mnist-small", "regrowing-mnist-small")
+MODELS = ("doubling-mnist-small", "regrowing-mnist-small")  # of cells; the pages run their encoders too
+WALKED = "conv-mnist-small"  # its decoder alone
+PLANT = "toadstool"
 INK, PAPER = (0x1C, 0x27, 0x33), (0xFB, 0xFA, 0xF6)  # those of live.css in the light
-SCALE = 10  # pixels of a still for each cell
+WIDTH = 640  # of a still, in pixels, or somewhat less
+
+
+def model_scripts() -> dict[str, str]:
+    """The models of the pages, by the names of their files."""
+    scripts = {}
+    for name in MODELS:
+        model = vnca.load(name)
+        scripts[f"{name}.js"] = export.decoder_script(model, name)
+        scripts[f"{name}-encoder.js"] = export.encoder_script(model, f"{name}-encoder")
+    scripts[f"{WALKED}.js"] = export.decoder_script(vnca.load(WALKED), WALKED)
+    size = growing.toadstool().shape[-1]
+    scripts[f"{PLANT}.js"] = export.automaton_script(growing.load(PLANT), PLANT, size)
+    return scripts
 
 
 @torch.no_grad()
@@ -31,22 +49,89 @@ def grown_digit() -> torch.Tensor:
     return last[0, 0].sigmoid()
 
 
-STILLS = {"grow": grown_digit}  # by the name in `data-live`
+@torch.no_grad()
+def stages_of_growth() -> torch.Tensor:
+    """A digit of the doubling cells at the end of its last four stages, two by two."""
+    model = vnca.load("doubling-mnist-small")
+    z = torch.randn(1, model.latent_size, generator=torch.Generator().manual_seed(3))
+    states = list(model.decoder.grow(z))
+    return tiles(
+        [
+            next(state for state in reversed(states) if state.shape[-1] == side)[0, 0]
+            .sigmoid()
+            .kron(torch.ones(GRID_SIZE // side, GRID_SIZE // side))
+            for side in (4, 8, 16, 32)
+        ]
+    )
 
 
-def save_still(ink: torch.Tensor, path: Path) -> None:
-    """Draw amounts of ink `(H, W)` in [0, 1] as ink on paper, each as a square of pixels."""
-    share = ink.numpy()[:, :, None]
-    pixels = np.rint(share * np.array(INK) + (1 - share) * np.array(PAPER)).astype(np.uint8)
-    large = pixels.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+@torch.no_grad()
+def completions_of_a_digit() -> torch.Tensor:
+    """A sample of the regrowing cells with a hole, and three completions of it, two by two."""
+    model = vnca.load("regrowing-mnist-small")
+    x = model.sample(1, torch.Generator().manual_seed(17)).round()
+    observed = masks.center_square(1, 12)
+    found = vnca.inpaint(model, x, observed, 3, torch.Generator().manual_seed(0))
+    return tiles([torch.where(observed, x, 0.5)[0, 0], *found[:, 0, 0]])
+
+
+@torch.no_grad()
+def walked_latents() -> torch.Tensor:
+    """Five by five digits of the convolutional decoder, along the two numbers of a latent that change it most."""
+    model = vnca.load(WALKED)
+    across, up = (number for number, _ in export.telling_latents(model.decoder)[:2])
+    z = torch.randn(1, model.latent_size, generator=torch.Generator().manual_seed(0)).repeat(25, 1)
+    steps = torch.linspace(-2.4, 2.4, 5)
+    z[:, up], z[:, across] = torch.cartesian_prod(-steps, steps).T
+    images = model.decode(z).sigmoid().view(5, 5, IMAGE_SIZE, IMAGE_SIZE)
+    return images.permute(0, 2, 1, 3).reshape(5 * IMAGE_SIZE, 5 * IMAGE_SIZE)
+
+
+@torch.no_grad()
+def grown_toadstool() -> torch.Tensor:
+    """The picture of the growing automaton, `(4, 22, 22)` colors and opacity."""
+    torch.manual_seed(0)
+    automaton = growing.load(PLANT)
+    state = growing.single_cell(1, automaton.change.out_channels, growing.toadstool().shape[-1])
+    for _ in range(60):
+        state = automaton(state)
+    return state[0, :4]
+
+
+def tiles(pictures: list[torch.Tensor]) -> torch.Tensor:
+    """Four pictures `(H, H)`, two by two, with lines of paper between them."""
+    one, two, three, four = (F.pad(picture, (1, 1, 1, 1)) for picture in pictures)
+    return torch.cat([torch.cat([one, two], dim=1), torch.cat([three, four], dim=1)])
+
+
+# By the name in `data-live`.
+STILLS = {
+    "automaton": grown_toadstool,
+    "grow": grown_digit,
+    "growth": stages_of_growth,
+    "inpaint": completions_of_a_digit,
+    "latent": walked_latents,
+}
+
+
+def save_still(picture: torch.Tensor, path: Path) -> None:
+    """Draw on paper amounts of ink `(H, H)`, or premultiplied colors and opacity `(4, H, H)`, as squares of pixels."""
+    values = picture.clamp(0, 1).numpy()
+    if values.ndim == 2:
+        colors, opacity = values[..., None] * np.array(INK), values
+    else:
+        colors, opacity = 255 * values[:3].transpose(1, 2, 0), values[3]
+    pixels = np.rint(colors + (1 - opacity)[..., None] * np.array(PAPER)).clip(0, 255).astype(np.uint8)
+    scale = WIDTH // len(pixels)
+    large = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
     with files.replacing(path) as beside:
         Image.fromarray(large).save(beside, format="PNG", optimize=True)
 
 
 def main() -> int:
-    for name in MODELS:
-        for path in export.export(name, LIVE / "models"):
-            print(f"{path.name}: {path.stat().st_size:,} bytes")
+    for name, script in model_scripts().items():
+        files.write_text(LIVE / "models" / name, script)
+        print(f"{name}: {len(script):,} bytes")
     (LIVE / "stills").mkdir(exist_ok=True)
     for demo, draw in STILLS.items():
         save_still(draw(), LIVE / "stills" / f"{demo}.png")

@@ -260,6 +260,7 @@ A {kind}, trained on the binarized MNIST digits (`{data}`), for the book *Growin
 
 ```python
 import vnca
+
 model = vnca.load("{name}")
 images = model.sample(16)  # pixel probabilities (16, 1, 28, 28)
 ```

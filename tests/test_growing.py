@@ -1,10 +1,14 @@
 """The growing automaton: what a cell sees, when it fires, when it lives, and the pool."""
 
+import json
+
 import pytest
 import torch
+import train_toadstool
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vnca import growing, pretrained
 from vnca.growing import GrowingAutomaton, Pool, living, perceive, single_cell, toadstool
 
 
@@ -199,3 +203,46 @@ def test_the_target_is_premultiplied_and_keeps_clear_of_the_border():
 def test_errors_say_what_was_wrong(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_the_shipped_automaton_does_what_its_config_says():
+    automaton = growing.load("toadstool")
+    assert not automaton.training
+    assert "toadstool" not in " ".join(pretrained.available()), "it is no VAE"
+    recorded = pretrained.read_config(growing.FOLDER / "toadstool")["run"]["errors"]
+    torch.manual_seed(2)
+    state = single_cell(batch=8, channels=16, size=22)
+    with torch.no_grad():
+        young = train_toadstool.grown(automaton, state, 60)
+        healed = train_toadstool.grown(automaton, train_toadstool.cut(young), 60)
+    assert train_toadstool.error(young).median() < 1.5 * recorded["after 60 steps"] < 1e-3
+    assert train_toadstool.error(healed).median() < 1.5 * recorded["60 steps after a hole"] < 2e-3
+
+
+def test_an_automaton_that_cannot_be_loaded_says_why(tmp_path):
+    with pytest.raises(ValueError, match="no automaton named 'oak': there are toadstool"):
+        growing.load("oak")
+    for name in ("toadstool", ""):
+        with pytest.raises(ValueError, match="there are none yet"):
+            growing.load(name, tmp_path)
+    (tmp_path / "oak").mkdir()
+    (tmp_path / "oak" / "config.json").write_text('{"model": {"channels": 16, "hidden": 8, "fire_rate": 0.5}}')
+    (tmp_path / "oak" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="the weights in .*oak cannot be read"):
+        growing.load("oak", tmp_path)
+
+
+def test_the_toadstool_is_trained_from_one_seed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_toadstool, "FOLDER", tmp_path / "toadstool")
+    monkeypatch.setattr(train_toadstool, "TRAINING", {name: (2, 0.01) for name in train_toadstool.TRAINING})
+    monkeypatch.setattr(train_toadstool, "GRIDS", 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # the tests keep theirs
+    weights = []
+    for _ in range(2):
+        assert train_toadstool.main() == 0
+        weights.append((tmp_path / "toadstool" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert growing.load("toadstool", tmp_path).change.weight.abs().sum() > 0
+    run = json.loads((tmp_path / "toadstool" / "config.json").read_text())["run"]
+    assert run["updates"] == 6 and run["hardware"] and len(run["errors"]) == 4
+    assert "error after 300 steps" in capsys.readouterr().out

@@ -1,7 +1,6 @@
-"""The live figures in a browser: the same numbers as torch, and a first demo that nothing brings down.
+"""The live figures in a browser: the same numbers as torch, and demos that nothing brings down.
 
-Most tests open a small page that loads `book/_static/live` from a folder, so they need Chromium or Chrome but no built
-book. What is missing on a reader's machine skips its tests; with CI=true in the environment they fail instead.
+What holds for every demo is tested here, and the first one; each other has a file of its own.
 """
 
 import copy
@@ -10,7 +9,6 @@ import json
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -19,18 +17,17 @@ import export_live
 import pytest
 import torch
 from chapters import ROOT
-from chromium import find_browser, launch
+from live_pages import FIGURES, INK, LIVE, PAGES, change, error, figure, middle, running, scripts, stir
 from test_built_book import BUILT, DESKTOP, PHONE, missing
 
 import live
 import vnca
 from vnca import cells, export, growing, pretrained
 from vnca.__main__ import main
-from vnca.vae import ModelConfig, build
+from vnca.decoders import ConvDecoder
+from vnca.vae import VAE, Encoder, ModelConfig, build
 
-LIVE = ROOT / "book" / "_static" / "live"
-SECONDS = 60 if os.environ.get("CI") == "true" else 10  # of random input
-INK = "document.querySelector('canvas').toDataURL()"
+SECONDS = 60 if os.environ.get("CI") == "true" else 4  # of random input to each demo
 SMALL = {  # sizes that are no multiples of the kernel's tiles
     "doubling": ModelConfig("doubling", 5, 1, {"hidden": 6, "steps": 2, "residual_blocks": 1}),
     "regrowing": ModelConfig("regrowing", 2, 2, {"channels": 7, "hidden": 5, "min_steps": 2, "max_steps": 4}),
@@ -53,106 +50,6 @@ ENCODE = """async ([name, image]) => {
     const { mean, logScale } = vncaLive.finish(encoder.encode(Float32Array.from(image)));
     return [[...mean], [...logScale]];
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        program = find_browser(playwright)
-        if program is None:
-            missing("no browser found: install Chromium or Chrome, or run .venv/bin/playwright install chromium")
-        running = launch(playwright, program)
-        yield running
-        running.close()
-
-
-@pytest.fixture(scope="module")
-def npm(tmp_path_factory):
-    """A copy of `live/` with what its lock file names, next to an empty `book/_static/live`."""
-    if shutil.which("npm") is None:
-        missing("no npm found: install Node to rebuild the kernel")
-    root = tmp_path_factory.mktemp("npm")
-    folder = root / "live"
-    shutil.copytree(ROOT / "live", folder, ignore=shutil.ignore_patterns("node_modules"))
-    (root / "book" / "_static" / "live").mkdir(parents=True)
-    install = subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, capture_output=True, text=True)
-    if install.returncode:
-        missing(f"npm could not install what live/package-lock.json names: {install.stderr[-500:]}")
-    return folder
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A copy of the live figures' files, to break or to fill."""
-    shutil.copytree(LIVE, tmp_path / "live")
-    return tmp_path
-
-
-@pytest.fixture
-def opened(browser, folder):
-    """Opens pages in that folder; keeps everything that goes wrong, and every request that leaves the folder."""
-    contexts = []
-
-    def visit(html: str, init: str = "", **options):
-        path = folder / "page.html"
-        path.write_text(f'<!doctype html><html lang="en" data-theme="light"><meta charset="utf-8">{html}</html>')
-        context = browser.new_context(**{"viewport": DESKTOP, **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.problems = []
-        inside = (folder.as_uri(), "data:")
-        page.on("request", lambda r: None if r.url.startswith(inside) else page.problems.append(f"asked for {r.url}"))
-        page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
-        if init:
-            page.add_init_script(init)
-        page.goto(path.as_uri())
-        return page
-
-    yield visit
-    for context in contexts:
-        context.close()
-
-
-def scripts(kernel: str, *models: str) -> str:
-    names = ("live", kernel, "network", "engine", *(f"models/{name}" for name in models))
-    return "".join(f'<script src="live/{name}.js"></script>' for name in names)
-
-
-def figure() -> str:
-    """The demo of the first page, as its built page has it."""
-    (div,) = re.findall(r'<div class="live".*?</div>', (ROOT / "book" / "intro.md").read_text(), re.DOTALL)
-    return (
-        '<title>A page</title><meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<link rel="stylesheet" href="live/live.css"><script defer src="live/live.js"></script><main><h1>A page</h1>'
-        '<article class="bd-article">'
-        + div.replace("\n<p>", '<img class="live-still" src="live/stills/grow.png" alt="A digit"><p>', 1)
-        + "</article></main>"
-    )
-
-
-def running(page):
-    """The page, once its demo runs."""
-    page.wait_for_selector("[data-state='running'] canvas", timeout=20_000)
-    return page
-
-
-def change(page, before: str) -> str:
-    """Waits until the picture differs from an earlier one."""
-    page.wait_for_function(f"before => {INK} !== before", arg=before, timeout=20_000)
-    return page.evaluate(INK)
-
-
-def middle(page) -> tuple[float, float]:
-    box = page.locator("canvas").bounding_box()
-    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-
-
-def error(found, expected: torch.Tensor) -> float:
-    """The largest difference, as a share of the largest value expected."""
-    return ((torch.tensor(found).view_as(expected) - expected).abs().max() / expected.abs().max()).item()
 
 
 def rounded(model):
@@ -312,10 +209,11 @@ def test_latents_are_standard_normal_and_follow_from_the_seed(opened):
 # The files.
 
 
-@pytest.mark.parametrize("name", export_live.MODELS)
-def test_models_in_the_pages_are_the_shipped_ones(tmp_path, name):
-    for path in export.export(name, tmp_path):
-        assert path.read_bytes() == (LIVE / "models" / path.name).read_bytes(), "run: python scripts/export_live.py"
+def test_models_in_the_pages_are_the_shipped_ones():
+    stored = {path.name: path.read_text() for path in (LIVE / "models").glob("*.js")}
+    made = export_live.model_scripts()
+    assert stored.keys() == made.keys()
+    assert [name for name in made if made[name] != stored[name]] == [], "run: python scripts/export_live.py"
 
 
 def test_every_demo_has_a_still():
@@ -329,10 +227,15 @@ def test_the_kernel_is_what_its_source_compiles_to(npm):
     assert built.read_bytes() == (LIVE / "kernel.js").read_bytes(), "run npm ci && npm run build in live/"
 
 
-def test_decoders_without_cells_are_not_exported(tmp_path, capsys):
-    assert main(["export", "--weights", "conv-mnist-small", "--out", str(tmp_path)]) == 2
-    assert "ConvDecoder" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+def test_what_the_pages_cannot_run_is_not_exported():
+    stretched = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Unflatten(1, (1, 2, 2)), torch.nn.Tanh())
+    model = VAE(Encoder(4, 1), ConvDecoder(4, 1))
+    model.decoder.layers = stretched
+    with pytest.raises(ValueError, match="do not know the layer Tanh"):
+        export.decoder_script(model, "name")
+    model.decoder = torch.nn.Identity()
+    with pytest.raises(ValueError, match="no decoder of the class Identity"):
+        export.decoder_script(model, "name")
 
 
 def test_a_page_gets_its_stills_and_an_unknown_figure_stops_the_build():
@@ -422,65 +325,108 @@ def test_the_demo_by_touch_on_a_phone_in_the_dark(opened):
     assert not page.problems
 
 
-def test_the_demo_sleeps_in_a_hidden_tab_and_out_of_sight(opened):
-    page = running(opened(figure() + "<div style='height: 5000px'></div>"))
+# What holds for every demo.
+
+every_demo = pytest.mark.parametrize("demo", FIGURES)
+
+
+@every_demo
+def test_a_demo_reacts_and_sleeps_in_a_hidden_tab_and_out_of_sight(opened, demo):
+    page = running(opened(figure(demo) + "<div style='height: 6000px'></div>"))
+    assert page.locator("canvas").first.is_visible() and not page.locator(".live-still").is_visible()
     hide = (
         "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
         " document.dispatchEvent(new Event('visibilitychange')); }"
     )
-    page.get_by_role("button", name="New digit").click()
+    before = page.evaluate(INK)
+    stir(page)
+    change(page, before)
     for away, back in (
         (lambda: page.evaluate(hide, True), lambda: page.evaluate(hide, False)),
-        (lambda: page.evaluate("scrollTo(0, 4000)"), lambda: page.evaluate("scrollTo(0, 0)")),
+        (lambda: page.evaluate("scrollTo(0, 5000)"), lambda: page.evaluate("scrollTo(0, 0)")),
     ):
+        stir(page)
         away()
         page.wait_for_timeout(300)
         before = page.evaluate(INK)
         page.wait_for_timeout(500)
         assert page.evaluate(INK) == before, "it computes where nobody looks"
         back()
-        page.locator("button", has_text="New digit").click()
+        stir(page)
         change(page, before)
     assert not page.problems
 
 
-def test_nothing_moves_by_itself_where_motion_is_unwelcome(opened):
-    page = running(opened(figure(), reduced_motion="reduce"))
+@every_demo
+def test_nothing_moves_by_itself_where_motion_is_unwelcome(opened, demo):
+    page = running(opened(figure(demo), reduced_motion="reduce"))
+    page.wait_for_timeout(1500)  # until all pictures are there
     before = page.evaluate(INK)
     page.wait_for_timeout(500)
     assert page.evaluate(INK) == before
-    page.get_by_role("button", name="Play").click()
+    play = page.get_by_role("button", name="Play", exact=True)
+    if play.count():
+        play.click()
+    else:  # it never moves by itself
+        stir(page)
     change(page, before)
-
-
-def test_two_starts_make_one_figure(opened):
-    twice = figure() + '<script defer src="live/live.js"></script>'
-    page = running(opened(twice))
-    page.evaluate("vncaLive.start(); vncaLive.start()")
-    page.wait_for_timeout(300)
-    assert page.locator("canvas").count() == 1
     assert not page.problems
 
 
-def test_the_demo_survives_random_input(opened):
-    page = running(opened(figure()))
+@every_demo
+def test_two_starts_make_one_figure(opened, demo):
+    twice = figure(demo) + '<script defer src="live/live.js"></script>'
+    page = running(opened(twice))
+    page.evaluate("vncaLive.start(); vncaLive.start()")
+    page.wait_for_timeout(300)
+    assert page.locator(".live-stage").count() == 1
+    assert not page.problems
+
+
+@every_demo
+def test_a_demo_survives_random_input(opened, demo):
+    page = running(opened(figure(demo)))
     dice = random.Random(0)
+    controls = {kind: page.locator(f".live {kind}") for kind in ("canvas", "button", "input", "select")}
     until = time.monotonic() + SECONDS
     while time.monotonic() < until:
-        x, y = middle(page)
-        kind = dice.randrange(8)
-        if kind < 3:
-            page.mouse.move(x + dice.uniform(-200, 200), y + dice.uniform(-200, 200))
+        kind = dice.choice(("point", "point", "point", "button", "input", "select", "keys", "size", "theme"))
+        found = controls["canvas" if kind in ("point", "keys") else kind] if kind not in ("size", "theme") else None
+        if found is not None:
+            shown = [each for each in found.all() if each.is_visible() and each.is_enabled()]
+            if not shown:
+                continue
+            one = dice.choice(shown)
+        if kind == "point":
+            one.scroll_into_view_if_needed()
+            box = one.bounding_box()
+            reach = 0.8 * box["width"]
+            page.mouse.move(
+                box["x"] + box["width"] / 2 + dice.uniform(-reach, reach),
+                box["y"] + box["height"] / 2 + dice.uniform(-reach, reach),
+            )
             dice.choice((page.mouse.down, page.mouse.up))()
-        elif kind == 3:
-            page.locator(".live button").nth(dice.randrange(3)).click()
-        elif kind == 4:
-            page.get_by_label("Steps").fill(str(dice.randint(1, 120)))
-        elif kind == 5:
-            page.locator("canvas").focus()
+        elif kind == "button":
+            one.evaluate("button => button.click()")
+        elif kind == "input":
+            one.evaluate(
+                """(input, share) => {
+                    if (input.type === "range") {
+                        input.value = Number(input.min) + share * (input.max - input.min);
+                        input.dispatchEvent(new Event("input", { bubbles: true }));
+                    } else {
+                        input.click();
+                    }
+                }""",
+                dice.random(),
+            )
+        elif kind == "select":
+            one.select_option(index=dice.randrange(one.locator("option").count()))
+        elif kind == "keys":
+            one.focus()
             for _ in range(5):
                 page.keyboard.press(dice.choice(("ArrowUp", "ArrowLeft", "ArrowDown", "Enter", " ", "Tab", "x")))
-        elif kind == 6:
+        elif kind == "size":
             page.set_viewport_size(dice.choice((PHONE, DESKTOP, {"width": 700, "height": 300})))
         else:
             page.evaluate(
@@ -489,35 +435,50 @@ def test_the_demo_survives_random_input(opened):
     page.mouse.up()
     page.set_viewport_size(DESKTOP)
     before = page.evaluate(INK)
-    page.get_by_role("button", name="New digit").click()
+    stir(page)
     change(page, before)
     assert not page.problems
 
 
-def test_a_browser_without_simd_runs_the_demo_too(opened):
-    page = running(opened(figure(), init="WebAssembly.validate = () => false"))
+@every_demo
+def test_a_browser_without_simd_runs_a_demo_too(opened, demo):
+    page = running(opened(figure(demo), init="WebAssembly.validate = () => false"))
     assert page.evaluate("vncaLive.kernelBytes === undefined")
-    change(page, page.evaluate(INK))
+    before = page.evaluate(INK)
+    stir(page)
+    change(page, before)
     assert not page.problems
 
 
-def test_without_javascript_there_is_the_still(opened):
-    page = opened(figure(), java_script_enabled=False)
+@every_demo
+def test_without_javascript_there_is_the_still(opened, demo):
+    page = opened(figure(demo), java_script_enabled=False)
     assert page.locator(".live-still").is_visible()
-    assert page.locator(".live p").is_visible()
+    assert page.locator(".live p").first.is_visible()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_no_serious_violation(opened, npm, theme):
-    page = running(opened(figure()))
+@every_demo
+def test_axe_finds_no_serious_violation_nor_does_a_phone_scroll_sideways(opened, npm, demo, theme):
+    page = running(opened(figure(demo), viewport=PHONE))
     colors = {"light": "#fff; color: #222", "dark": "#121212; color: #ddd"}[theme]
     page.evaluate(
         "([theme, style]) => { document.documentElement.dataset.theme = theme; document.body.style = style; }",
         [theme, f"background: {colors}"],
     )
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     page.add_script_tag(content=(npm / "node_modules" / "axe-core" / "axe.min.js").read_text())
     violations = page.evaluate("async () => (await axe.run()).violations")
     assert not [(v["id"], v["nodes"][0]["html"]) for v in violations if v["impact"] in ("serious", "critical")]
+
+
+@every_demo
+def test_a_missing_demo_leaves_the_still_and_says_so(opened, folder, demo):
+    (folder / "live" / f"demo-{demo}.js").unlink()
+    page = opened(figure(demo))
+    page.wait_for_selector("[data-state='failed'] [role=status]")
+    assert f"live/demo-{demo}.js" in page.get_by_role("status").inner_text()
+    assert page.locator(".live-still").is_visible()
 
 
 # Broken files.
@@ -550,7 +511,7 @@ def test_a_damaged_model_leaves_the_still_and_says_why(opened, folder, case):
     assert len(page.problems) == reports
 
 
-@pytest.mark.parametrize("file", ["models/regrowing-mnist-small", "engine", "demo-grow", "kernel"])
+@pytest.mark.parametrize("file", ["models/regrowing-mnist-small", "engine", "kernel"])
 def test_a_missing_file_leaves_the_still_and_says_which(opened, folder, file):
     (folder / "live" / f"{file}.js").unlink()
     page = opened(figure())
@@ -569,23 +530,26 @@ def test_the_benchmark_measures_every_model_and_demo(browser, tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     result = json.loads((tmp_path / "live.json").read_text())
     assert set(result["models"]) == set(export_live.MODELS)
+    assert set(result["decoders"]) == {export_live.WALKED}
     for row in result["models"].values():
         assert all(kernel["steps_per_second"] > 0 and kernel["growth_ms"] > 0 for kernel in row.values())
     assert set(result["demos"]) == set(export_live.STILLS)
     assert all(demo["bytes_compressed"] <= live.MOST_BYTES for demo in result["demos"].values())
 
 
-def test_the_demo_runs_in_the_built_book(browser):
-    index = BUILT / "index.html"
-    if not index.exists():
+@every_demo
+def test_a_demo_runs_in_the_built_book(browser, demo):
+    page_path = BUILT / "book" / f"{PAGES[demo]}.html"
+    if not page_path.exists():
         missing("the book is not built: run make book first")
-    page_path = BUILT / "book" / "intro.html"
     page = browser.new_page(viewport=DESKTOP)
     outside = []
     page.on("request", lambda r: None if r.url.startswith((BUILT.as_uri(), "data:")) else outside.append(r.url))
     page.goto(page_path.as_uri())
-    page.locator(".live").scroll_into_view_if_needed()
+    page.locator(f"[data-live='{demo}']").scroll_into_view_if_needed()
     running(page)
-    change(page, page.evaluate(INK))
+    before = page.evaluate(INK)
+    stir(page)
+    change(page, before)
     assert not outside
     page.close()

@@ -24,6 +24,7 @@ RUN = {
     "parameters": {"encoder": 5_000_000, "decoder": 1_182_208},
     "hardware": "one H200",
     "minutes": 61.4,
+    "config": {"model": {"decoder_options": {}}},
 }
 
 
@@ -50,6 +51,11 @@ def test_own_results_come_first_best_on_top(results):
     )
     assert "−90.00" in rows[1]
     assert len(rows) == 2 + len(readme.PUBLISHED)
+
+
+def test_cells_with_a_genome_are_called_so(results):
+    results(model="regrowing", config={"model": {"decoder_options": {"channels": 64}}})
+    assert "| **regrowing (non-doubling) VNCA, cells with a genome** |" in readme.render_results()
 
 
 def test_what_came_before_a_run_counts(results):

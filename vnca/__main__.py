@@ -225,12 +225,12 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "export",
         help="write a model as scripts for the book's pages",
-        description="Write the cells and the encoder of a model as scripts, NAME.js and NAME-encoder.js, which the "
+        description="Write the decoder and the encoder of a model as scripts, NAME.js and NAME-encoder.js, which the "
         "live figures of the book's pages run.",
     )
     _add_weights(command)
     command.add_argument("--out", type=Path, required=True, help="the folder of the scripts")
-    command.add_argument("--float32", action="store_true", help="do not round the weights to half precision")
+    command.add_argument("--float32", action="store_true", help="do not round the weights")
     command.set_defaults(run=_export)
     return parser
 

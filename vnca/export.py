@@ -4,12 +4,16 @@ A model becomes a call, `vncaLive.addModel({...})`, with a header that describes
 base64 text. A script, because pages that are opened as files may load scripts and nothing else. The header has
 
 - `format` (1), `name`, `precision` and `crc32`, the checksum of the bytes of the weights;
-- `update`, the layers whose result is added to the cells, or `encoder`, the layers of an encoder. A layer is
-  `{"op": "conv", "in", "out", "kernel", "stride", "padding", "bias", "activation"}`, or `{"op": "residual", "layers"}`,
-  whose result is added to its input. The activation is `"none"`, `"elu"` or `"relu"`. A linear layer is a convolution
-  whose kernel covers the whole grid;
+- `update`, the layers whose result is added to the cells, or `encoder` or `decoder`, the layers of one that has no
+  cells. A layer is `{"op": "conv", "in", "out", "kernel", "stride", "padding", "bias", "activation"}`, or
+  `{"op": "residual", "layers"}`, whose result is added to its input. The activation is `"none"`, `"elu"` or `"relu"`. A
+  linear layer is a convolution whose kernel covers the whole grid. Before it becomes a grid, `{"op": "unflatten",
+  "size"}`, a vector is a grid of one cell. A transposed convolution is `{"op": "spread", "by"}`, which puts zeros
+  between the cells, and a convolution whose kernel is turned around;
 - sizes: `latentSize`, `image` and `border`; of cells also `channels`, `grid` (the largest side), `seed` and `schedule`;
 - `genome`, how many channels, the last ones, follow `vnca.cells.inherit` and not the layers;
+- `latents` of a decoder without cells: those of the latent's numbers that change its images most, the first one most,
+  each with the number of pixels that it changes;
 - `rule` of an automaton whose cells fire at random: `fireRate` and `living`, the channel and threshold of life.
 
 Weights in `"float16"` or `"float32"` follow each other, little-endian, in the order of the layers: `(out, in, kernel,
@@ -17,12 +21,13 @@ kernel)`, then the bias. In `"int12"` each output channel has a scale, and its w
 2047 times that: first all those numbers plus 2048, two in three bytes, big-endian; then, layer by layer, the scales and
 the bias in float32.
 
-Cells and encoder go into scripts of their own, because most pages need only the cells. Cells come in float16: growth
-feeds every error back into itself. An encoder is large and forgiving, so it comes in int12: a quarter smaller, and as
-exact in what it says about an image.
+Decoder and encoder go into scripts of their own, because most pages need only the decoder. Cells come in float16:
+growth feeds every error back into itself. Encoders, and decoders without cells, are large and forgiving, so they come
+in int12: a quarter smaller, and as exact in what they say about an image.
 """
 
 import base64
+import copy
 import json
 import math
 import os
@@ -36,7 +41,7 @@ from torch import Tensor, nn
 
 from vnca import files, growing, pretrained
 from vnca.cells import Residual
-from vnca.decoders import BORDER, GRID_SIZE, IMAGE_SIZE, CellDecoder
+from vnca.decoders import BORDER, GRID_SIZE, IMAGE_SIZE, CellDecoder, ConvDecoder
 from vnca.vae import VAE
 
 FORMAT = 1
@@ -44,7 +49,7 @@ ACTIVATIONS = {nn.ELU: "elu", nn.ReLU: "relu"}
 
 
 def export(name: str | os.PathLike, folder: str | os.PathLike, float32: bool = False) -> list[Path]:
-    """Write the cells and the encoder of a trained model as scripts, `NAME.js` and `NAME-encoder.js`.
+    """Write the decoder and the encoder of a trained model as scripts, `NAME.js` and `NAME-encoder.js`.
 
     Args:
         name: shipped weights, or the folder of a run; the scripts are named after it.
@@ -55,12 +60,12 @@ def export(name: str | os.PathLike, folder: str | os.PathLike, float32: bool = F
         The two files.
 
     Raises:
-        ValueError: if there are no such weights, or their decoder is not made of cells.
+        ValueError: if there are no such weights.
         OSError: if the folder cannot be written.
     """
     model, title = pretrained.load(name), pretrained.find(name).resolve().name
     scripts = {
-        f"{title}.js": cells_script(model, title, float32),
+        f"{title}.js": decoder_script(model, title, float32),
         f"{title}-encoder.js": encoder_script(model, f"{title}-encoder", float32),
     }
     folder = Path(folder)
@@ -70,18 +75,21 @@ def export(name: str | os.PathLike, folder: str | os.PathLike, float32: bool = F
     return [folder / file for file in scripts]
 
 
-def cells_script(model: VAE, name: str, float32: bool = False) -> str:
-    """The script of a VAE's decoder, latents `(D,)` to cells `(C, 32, 32)`, for an `Engine` in the page.
+def decoder_script(model: VAE, name: str, float32: bool = False) -> str:
+    """The script of a VAE's decoder: for an `Engine` in the page if it is made of cells, else for a `Decoder`.
 
     Raises:
-        ValueError: if the decoder is not made of cells, or has a layer that the pages do not know.
+        ValueError: if it is of a class, or has a layer, that the pages do not know.
     """
-    decoder = model.decoder
-    if not isinstance(decoder, CellDecoder):
-        raise ValueError(
-            f"the pages run decoders made of cells, not a {type(decoder).__name__}: "
-            "export the weights of a doubling or a regrowing one"
-        )
+    if isinstance(model.decoder, CellDecoder):
+        return _cells_script(model.decoder, name, "float32" if float32 else "float16")
+    if isinstance(model.decoder, ConvDecoder):
+        return _images_script(model.decoder, name, "float32" if float32 else "int12")
+    raise ValueError(f"the pages know no decoder of the class {type(model.decoder).__name__}")
+
+
+def _cells_script(decoder: CellDecoder, name: str, precision: str) -> str:
+    """Latents `(D,)` to cells `(C, 32, 32)`."""
     schedule = [list(event) for event in decoder.schedule()]
     header = {
         "channels": decoder.channels,
@@ -93,7 +101,42 @@ def cells_script(model: VAE, name: str, float32: bool = False) -> str:
         "genome": getattr(decoder.update, "genome", 0),
         "schedule": schedule,
     }
-    return _script(name, header, "update", decoder.update.layers, "float32" if float32 else "float16")
+    return _script(name, header, "update", decoder.update.layers, precision)
+
+
+def _images_script(decoder: ConvDecoder, name: str, precision: str) -> str:
+    """Latents `(D,)` to images `(28, 28)`."""
+    header = {
+        "latentSize": decoder.latent_size,
+        "image": IMAGE_SIZE,
+        "border": BORDER,
+        "latents": telling_latents(decoder),
+    }
+    return _script(name, header, "decoder", decoder.layers, precision)
+
+
+@torch.no_grad()
+def telling_latents(decoder: ConvDecoder) -> list[tuple[int, int]]:
+    """The numbers of the latent that change images, the first one most, each with how many pixels it changes.
+
+    Counted in probability: the sum over all pixels of how far each moves when the number goes from -1 to 1, on average
+    over latents of the prior. Numbers that change less than a tenth of what the first one does are left out.
+    """
+    exact = copy.deepcopy(decoder).double()  # so that no machine rounds its way to another order
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(64, decoder.latent_size, generator=generator, dtype=torch.float64)
+
+    def images(index: int, value: float) -> Tensor:
+        moved = latents.clone()
+        moved[:, index] = value
+        return exact(moved).sigmoid()
+
+    changes = [
+        (images(index, 1) - images(index, -1)).abs().sum(dim=(1, 2, 3)).mean().item()
+        for index in range(decoder.latent_size)
+    ]
+    order = sorted(range(decoder.latent_size), key=lambda index: -changes[index])
+    return [(index, round(changes[index])) for index in order if changes[index] > changes[order[0]] / 10]
 
 
 def encoder_script(model: VAE, name: str, float32: bool = False) -> str:
@@ -187,27 +230,35 @@ def _described(layers: nn.Sequential) -> list[dict]:
         if isinstance(layer, nn.Conv2d):
             described.append(_convolution(layer))
         elif isinstance(layer, nn.Linear):
-            before = described[-1]["out"]
+            before = described[-1]["out"] if described else layer.in_features
             kernel = math.isqrt(layer.in_features // before)
             sizes = {"in": before, "out": layer.out_features, "kernel": kernel, "stride": 1, "padding": 0}
             described.append({"op": "conv", **sizes, "bias": layer.bias is not None, "activation": "none"})
+        elif isinstance(layer, nn.Unflatten):
+            described.append({"op": "unflatten", "size": layer.unflattened_size[1]})
+        elif isinstance(layer, nn.ConvTranspose2d) and layer.output_padding[0] == layer.stride[0] - 1:
+            described += [{"op": "spread", "by": layer.stride[0]}, _convolution(layer)]
         elif isinstance(layer, Residual):
             described.append({"op": "residual", "layers": _described(layer.layers)})
         elif type(layer) in ACTIVATIONS:
-            described[-1]["activation"] = ACTIVATIONS[type(layer)]
+            *_, last = (one for one in described if one["op"] == "conv")  # past an unflatten, which only moves numbers
+            last["activation"] = ACTIVATIONS[type(layer)]
         elif not isinstance(layer, nn.Flatten):  # the order in memory is already that of a flattened grid
             raise ValueError(f"the pages do not know the layer {layer}")
     return described
 
 
-def _convolution(layer: nn.Conv2d) -> dict:
+def _convolution(layer: nn.Conv2d | nn.ConvTranspose2d) -> dict:
+    kernel, stride, padding = layer.kernel_size[0], layer.stride[0], layer.padding[0]
+    if isinstance(layer, nn.ConvTranspose2d):
+        stride, padding = 1, kernel - 1 - padding
     return {
         "op": "conv",
         "in": layer.in_channels,
         "out": layer.out_channels,
-        "kernel": layer.kernel_size[0],
-        "stride": layer.stride[0],
-        "padding": layer.padding[0],
+        "kernel": kernel,
+        "stride": stride,
+        "padding": padding,
         "bias": layer.bias is not None,
         "activation": "none",
     }
@@ -216,7 +267,8 @@ def _convolution(layer: nn.Conv2d) -> dict:
 def _tensors(layers: nn.Sequential) -> Iterator[Tensor]:
     """Weight and bias of every layer, in the order in which the header describes them."""
     for layer in layers.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            yield layer.weight
+        if isinstance(layer, nn.Conv2d | nn.Linear | nn.ConvTranspose2d):
+            turn = isinstance(layer, nn.ConvTranspose2d)
+            yield layer.weight.transpose(0, 1).flip(2, 3) if turn else layer.weight
             if layer.bias is not None:
                 yield layer.bias

@@ -10,12 +10,20 @@ other channels are hidden.
 torch.Size([1, 16, 22, 22])
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from vnca import pretrained
 from vnca.cells import require_state
+
+FOLDER = pretrained.FOLDER / "automata"
+"""Trained automata that come with the package, each a folder with `config.json` and `model.safetensors`."""
 
 ALPHA = 3
 """The channel of opacity."""
@@ -106,6 +114,30 @@ class GrowingAutomaton(nn.Module):
         chance = torch.rand(state[:, :1].shape, generator=generator, device=state.device)  # (B, 1, H, W)
         after = state + self.update(state) * (chance < self.fire_rate)
         return after * (living(state) & living(after))
+
+
+def load(name: str = "toadstool", folder: Path = FOLDER) -> GrowingAutomaton:
+    """A trained automaton, in eval mode; `scripts/train_toadstool.py` trained the one that comes with the package.
+
+    Raises:
+        ValueError: if there is no such automaton (the message lists those there are), or its files are damaged.
+
+    >>> automaton = load("toadstool")
+    >>> automaton.fire_rate
+    0.5
+    """
+    path = folder / name
+    names = sorted(found.parent.name for found in folder.glob("*/model.safetensors"))
+    if name not in names:
+        raise ValueError(f"no automaton named {name!r}: there are {', '.join(names) or 'none yet'}")
+    config = pretrained.read_config(path)["model"]
+    try:
+        automaton = GrowingAutomaton(**config)
+        automaton.load_state_dict(load_file(path / "model.safetensors"))
+    except (OSError, TypeError, ValueError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the weights in {path} cannot be read, train or copy them again: {reason}") from None
+    return automaton.eval()
 
 
 class Pool(nn.Module):

@@ -93,8 +93,7 @@ def _planted(decoder: CellDecoder, reseed: Tensor, state: Tensor) -> Tensor:
     if reseed.shape == latent:
         return decoder.seed(reseed, 1)  # (B, D) -> (B, C, 1, 1), for every cell
     raise ValueError(
-        f"what is planted is a latent {latent} or a cell state {tuple(state.shape)}, "
-        f"not {tuple(reseed.shape)}"
+        f"what is planted is a latent {latent} or a cell state {tuple(state.shape)}, not {tuple(reseed.shape)}"
     )
 
 

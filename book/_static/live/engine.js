@@ -1,5 +1,5 @@
-// Cells and encoder: the operations of vnca/cells.py, vnca/decoders.py, vnca/growing.py and vnca/vae.py on a model that
-// `python -m vnca export` wrote. A grid is counted in rows from the top and columns from the left.
+// Cells, encoder and decoder: the operations of vnca/cells.py, vnca/decoders.py, vnca/growing.py and vnca/vae.py on a
+// model that `python -m vnca export` wrote. A grid is counted in rows from the top and columns from the left.
 (() => {
   "use strict";
 
@@ -33,7 +33,7 @@
     }
   }
 
-  /** The model of that name with its "update" or "encoder", or an Error. */
+  /** The model of that name with its "update", "encoder" or "decoder", or an Error. */
   function modelWith(part, name) {
     const model = vncaLive.models[name];
     if (!model) throw new Error(`The model “${name}” is missing or damaged: its script added nothing.`);
@@ -262,12 +262,7 @@
       if (this.size !== imageSize + 2 * border) {
         throw new Error(`only a grid of ${imageSize + 2 * border} cells has an image, and this one has ${this.size}`);
       }
-      const grid = this.#channel(0), image = new Float32Array(imageSize ** 2);
-      for (let row = 0; row < imageSize; row++) {
-        const first = (row + border) * this.size + border;
-        image.set(grid.subarray(first, first + imageSize), row * imageSize);
-      }
-      return image;
+      return inside(this.#channel(0), imageSize, border);
     }
 
     #channel(index) {
@@ -325,5 +320,50 @@
     }
   }
 
-  Object.assign(vncaLive, { Engine, Encoder, Random });
+  /** From a latent to an image, all pixels at once. */
+  class Decoder {
+    #network;
+
+    /**
+     * @param {string} name of a model whose script is loaded
+     * @returns {Promise<Decoder>} rejects with a readable Error if the model is missing or damaged
+     */
+    static async load(name) {
+      const model = modelWith("decoder", name);
+      const decoder = new Decoder();
+      decoder.latentSize = model.latentSize;
+      decoder.imageSize = model.image;
+      decoder.border = model.border;
+      decoder.latents = model.latents; // [[number of the latent, pixels that it changes], ...], most pixels first
+      decoder.#network = await vncaLive.Network.load(model, model.decoder, 1);
+      return decoder;
+    }
+
+    /**
+     * Decodes a latent, slice by slice.
+     *
+     * @param {Float32Array} z (latentSize,)
+     * @returns {Generator<void, Float32Array>} (imageSize * imageSize,) logits, row by row
+     */
+    *decode(z) {
+      if (z.length !== this.latentSize) {
+        throw new RangeError(`a latent of this model has ${this.latentSize} numbers, not ${z.length}`);
+      }
+      z.forEach((value, index) => { this.#network.channel(index, 1)[0] = value; });
+      const { address, size } = yield* this.#network.run(1, false);
+      return inside(this.#network.channelAt(address, 0, size), this.imageSize, this.border);
+    }
+  }
+
+  /** A copy of what is inside a border. */
+  function inside(grid, size, border) {
+    const image = new Float32Array(size ** 2), side = size + 2 * border;
+    for (let row = 0; row < size; row++) {
+      const first = (row + border) * side + border;
+      image.set(grid.subarray(first, first + size), row * size);
+    }
+    return image;
+  }
+
+  Object.assign(vncaLive, { Engine, Encoder, Decoder, Random });
 })();

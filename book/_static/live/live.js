@@ -75,6 +75,9 @@
      */
     addDemo(name, start) { this.demos[name] = start; },
 
+    /** Loads a further script of this folder, once; rejects with a readable Error if it is missing. */
+    load,
+
     fail,
 
     /** Looks for live figures; those found before are left alone. */

@@ -1,4 +1,4 @@
-// Layers described as data, run by a kernel: what the cells (`Engine`) and the encoder (`Encoder`) of engine.js share.
+// Layers described as data, run by a kernel: what `Engine`, `Encoder` and `Decoder` of engine.js share.
 (() => {
   "use strict";
   const MODES = { none: 0, add: 1, elu: 2, relu: 3 };
@@ -55,7 +55,7 @@
   /** All weights of a model in one Float32Array, checked against its header. */
   function* decode(model) {
     if (model.format !== 1) throw damaged(model, `its format is ${model.format}, and this page reads format 1`);
-    const convolutions = [...flat([...(model.update ?? []), ...(model.encoder ?? [])])];
+    const convolutions = [...flat([...(model.update ?? []), ...(model.encoder ?? []), ...(model.decoder ?? [])])];
     const read = READERS[model.precision];
     if (!read) throw damaged(model, `it does not know weights in ${model.precision}`);
     let bytes;
@@ -76,7 +76,7 @@
   function* flat(layers) {
     for (const layer of layers) {
       if (layer.op === "residual") yield* flat(layer.layers);
-      else yield layer;
+      else if (layer.op === "conv") yield layer;
     }
   }
 
@@ -154,7 +154,7 @@
   class Network {
     /**
      * @param {object} model what `vncaLive.addModel` got
-     * @param {object[]} layers its `update` or `encoder`
+     * @param {object[]} layers its `update`, `encoder` or `decoder`
      * @param {number} size the largest side of an input grid
      * @returns {Promise<Network>} rejects with a readable Error if the model is damaged
      */
@@ -171,8 +171,15 @@
       const fills = [];
 
       // Gives every layer its place in memory, for grids of the largest size; smaller ones fit in.
-      const place = (list, side) => list.map((layer) => {
-        if (layer.op === "residual") return { layers: place(layer.layers, side) };
+      const place = (list, side, channels) => list.map((layer) => {
+        if (layer.op === "residual") return { layers: place(layer.layers, side, channels) };
+        if (layer.op in MOVES) {
+          const moves = MOVES[layer.op];
+          side = moves.sizeAfter(layer, side);
+          channels = moves.channelsAfter(layer, channels);
+          scratch = Math.max(scratch, channels * strideOf(side));
+          return { ...layer, moves, channels };
+        }
         if (layer.op !== "conv") throw damaged(model, `it has a layer “${layer.op}”, which this page does not know`);
         const mode = MODES[layer.activation];
         if (mode === undefined) throw damaged(model, `it has an activation “${layer.activation}”`);
@@ -186,9 +193,10 @@
         if (!isPointwise(layer)) columns = Math.max(columns, inputs * strideOf(outSize));
         scratch = Math.max(scratch, outputs * strideOf(outSize));
         side = outSize;
+        channels = layer.out;
         return placed;
       });
-      network.layers = place(layers, size);
+      network.layers = place(layers, size, layers[0].in);
       network.grid = reserve(wholeBlocks(layers[0].in) * strideOf(size));
       network.columns = reserve(columns);
       network.scratch = [reserve(scratch), reserve(scratch), reserve(scratch)];
@@ -227,6 +235,12 @@
         }
         const adds = add && layer === layers.at(-1);
         const target = adds ? source : this.scratch.find((address) => address !== here && address !== source);
+        if (layer.moves) {
+          layer.moves.move(this, layer, here, target, size);
+          yield;
+          [here, size] = [target, layer.moves.sizeAfter(layer, size)];
+          continue;
+        }
         yield* this.#convolve(layer, here, target, size, adds ? MODES.add : layer.mode);
         here = target;
         size = outSizeOf(layer, size);
@@ -255,6 +269,40 @@
       }
     }
   }
+
+  // Layers that only move numbers, from `source` to `target`: what becomes of the side of the grid and of the channels,
+  // and how. Here `layer.channels` counts those after it.
+  const MOVES = {
+    /** Each cell goes to the upper left of `by` × `by` cells; the others are zero. */
+    spread: {
+      sizeAfter: (layer, size) => size * layer.by,
+      channelsAfter: (layer, channels) => channels,
+      move(network, layer, source, target, size) {
+        const after = size * layer.by;
+        for (let channel = 0; channel < layer.channels; channel++) {
+          const cells = network.channelAt(source, channel, size);
+          const spread = network.channelAt(target, channel, after).fill(0);
+          cells.forEach((value, cell) => {
+            spread[layer.by * (Math.floor(cell / size) * after + (cell % size))] = value;
+          });
+        }
+      },
+    },
+    /** A vector, which is a grid of one cell, becomes a grid of `size` × `size`, channel by channel. */
+    unflatten: {
+      sizeAfter: (layer) => layer.size,
+      channelsAfter: (layer, channels) => channels / layer.size ** 2,
+      move(network, layer, source, target, size) {
+        const cells = layer.size ** 2;
+        for (let channel = 0; channel < layer.channels; channel++) {
+          const grid = network.channelAt(target, channel, layer.size);
+          for (let cell = 0; cell < cells; cell++) {
+            grid[cell] = network.channelAt(source, channel * cells + cell, size)[0];
+          }
+        }
+      },
+    },
+  };
 
   const isPointwise = (layer) => layer.kernel === 1 && layer.stride === 1;
 

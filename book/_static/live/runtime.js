@@ -10,9 +10,12 @@
     return element;
   }
 
+  const WAYS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }; // rows, columns
+
   /** A square grid of cells on a canvas, one pixel for a cell, with ink and paper in the colors of the page. */
   class Screen {
     #canvas;
+    #caption;
     #context;
     #cursor;
     #image;
@@ -21,7 +24,9 @@
     #at = { row: 0, col: 0 };
 
     constructor(parent, label, size) {
-      const frame = make("div", "live-screen", parent);
+      const figure = make("figure", "live-figure", parent);
+      const frame = make("div", "live-screen", figure);
+      this.#caption = make("figcaption", "", figure);
       this.#canvas = make("canvas", "", frame);
       this.#canvas.setAttribute("role", "img");
       this.#canvas.setAttribute("aria-label", label);
@@ -33,6 +38,11 @@
 
     get size() {
       return this.#size;
+    }
+
+    /** The words below the screen; without any it has none. */
+    set caption(text) {
+      if (this.#caption.textContent !== text) this.#caption.textContent = text;
     }
 
     /** Changes the side of the grid; the screen stays as large as it is. */
@@ -117,13 +127,12 @@
           done();
         });
       }
-      const ways = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
       canvas.addEventListener("keydown", (event) => {
         const { row, col } = this.#at;
         if (event.ctrlKey || event.metaKey || event.altKey) return;
-        if (ways[event.key]) {
+        if (WAYS[event.key]) {
           const inside = (value) => Math.min(this.#size - 1, Math.max(0, value));
-          this.#moveTo(inside(row + ways[event.key][0]), inside(col + ways[event.key][1]));
+          this.#moveTo(inside(row + WAYS[event.key][0]), inside(col + WAYS[event.key][1]));
         } else if (event.key === "Enter" || event.key === " ") {
           act(row, col);
           done();
@@ -133,6 +142,65 @@
         canvas.classList.add("live-keys");
         event.preventDefault();
       });
+    }
+
+    /**
+     * Lets readers move a point: by mouse, finger or pen, or with arrow keys.
+     *
+     * @param {(x: number, y: number) => void} act on every move: shares of the width from the left and of the height
+     *   from the top, in [0, 1]
+     * @param {number} step share of the width and height that an arrow key moves it by
+     * @param {() => void} done when a gesture has ended
+     * @returns {(x: number, y: number) => void} moves the point without a call of `act`
+     */
+    onPoint(act, step, done) {
+      const canvas = this.#canvas;
+      const point = make("div", "live-point", canvas.parentElement);
+      const at = { x: 0.5, y: 0.5 };
+      let held = false;
+      canvas.tabIndex = 0;
+      canvas.setAttribute("role", "application"); // so that screen readers pass on the arrow keys
+      canvas.classList.add("live-touch");
+      const place = (x, y) => {
+        const inside = (share) => Math.min(1, Math.max(0, share));
+        Object.assign(at, { x: inside(x), y: inside(y) });
+        Object.assign(point.style, { left: `${100 * at.x}%`, top: `${100 * at.y}%` });
+      };
+      const move = (x, y) => {
+        place(x, y);
+        act(at.x, at.y);
+      };
+      const follow = (event) => {
+        const box = canvas.getBoundingClientRect();
+        move((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
+      };
+      canvas.addEventListener("pointerdown", (event) => {
+        if (event.button !== 0 || !event.isPrimary) return;
+        canvas.setPointerCapture(event.pointerId);
+        held = true;
+        follow(event);
+      });
+      canvas.addEventListener("pointermove", (event) => {
+        if (held && event.isPrimary) follow(event);
+      });
+      for (const end of ["pointerup", "pointercancel"]) {
+        canvas.addEventListener(end, (event) => {
+          if (!held || !event.isPrimary) return;
+          held = false;
+          done();
+        });
+      }
+      canvas.addEventListener("keydown", (event) => {
+        const way = WAYS[event.key];
+        if (!way || event.ctrlKey || event.metaKey || event.altKey) return;
+        move(at.x + step * way[1], at.y + step * way[0]);
+        event.preventDefault();
+      });
+      canvas.addEventListener("keyup", (event) => {
+        if (WAYS[event.key]) done();
+      });
+      place(at.x, at.y);
+      return place;
     }
 
     describeBy(id) {
@@ -159,23 +227,27 @@
     #next;
     #draw;
     #work = null;
+    #aside = null;
+    #asked = null;
     #edits = [];
     #credit = 0;
     #frame = 0;
     #last = 0;
     #inSight = false;
+    #moves;
     #playing = false;
     #resting = false;
     #steps = 0;
     #readAt = 0;
 
-    constructor(stage, { next, draw, rate }) {
+    constructor(stage, { next, draw, rate, moves }) {
       this.#stage = stage;
       this.#next = next;
       this.#draw = draw;
       this.rate = rate; // pieces of work a second that are wanted; may be changed
-      this.#button = stage.button("", () => { this.playing = !this.playing; });
-      this.playing = !stage.calm;
+      this.#moves = moves;
+      if (moves) this.#button = stage.button("", () => { this.playing = !this.playing; });
+      this.playing = !moves || !stage.calm;
       new IntersectionObserver(([entry]) => {
         this.#inSight = entry.isIntersecting;
         this.#wake();
@@ -189,7 +261,7 @@
 
     set playing(value) {
       this.#playing = value;
-      this.#button.textContent = value ? "Pause" : "Play";
+      if (this.#button) this.#button.textContent = value ? "Pause" : "Play";
       this.#resting = false;
       this.#wake();
     }
@@ -199,6 +271,17 @@
       this.#resting = false;
       this.#edits.push(change);
       if (!this.#work) this.#applyEdits();
+      this.#wake();
+    }
+
+    /**
+     * Asks for work beside the pieces of `next`, which is done also while paused. Requests do not queue up: what runs is
+     * finished, and of those that came meanwhile the last one is taken.
+     *
+     * @param {() => Generator} work makes the work once its turn has come; the state that `next` works on is not its own
+     */
+    ask(work) {
+      this.#asked = work;
       this.#wake();
     }
 
@@ -213,12 +296,13 @@
 
     #isActive() {
       // Work that was begun is finished also after a pause: edits wait for it.
-      return this.#inSight && !document.hidden && ((this.#playing && !this.#resting) || this.#work !== null);
+      const atWork = this.#work !== null || this.#aside !== null || this.#asked !== null;
+      return this.#inSight && !document.hidden && ((this.#playing && !this.#resting) || atWork);
     }
 
     #wake() {
       if (this.#frame || !this.#isActive()) {
-        if (!this.#isActive()) this.#stage.read(this.#resting ? "at rest" : "paused");
+        if (this.#moves && !this.#isActive()) this.#stage.read(this.#resting ? "at rest" : "paused");
         return;
       }
       this.#last = this.#readAt = performance.now();
@@ -236,7 +320,7 @@
         this.#last = now;
         this.#spend(performance.now() + BUDGET);
       } catch (error) {
-        this.#work = null;
+        this.#work = this.#aside = this.#asked = null;
         this.#playing = false;
         vncaLive.fail(this.#stage.element.parentElement, error);
         return;
@@ -248,14 +332,9 @@
 
     #spend(deadline) {
       while (performance.now() < deadline) {
-        if (!this.#work) {
-          if (this.#credit < 1 || !this.#playing) return;
-          this.#work = this.#next();
-          if (!this.#work) {
-            this.#resting = true;
-            return;
-          }
-          this.#credit -= 1;
+        if (!this.#work && !this.#begin()) {
+          if (!this.#stepAside()) return;
+          continue;
         }
         if (!this.#work.next().done) continue;
         this.#work = null;
@@ -264,21 +343,46 @@
       }
     }
 
+    /** @returns {boolean} whether there is a piece of work now */
+    #begin() {
+      if (this.#credit < 1 || !this.#playing || this.#resting) return false;
+      this.#work = this.#next();
+      this.#resting = !this.#work;
+      if (this.#resting) return false;
+      this.#credit -= 1;
+      return true;
+    }
+
+    /** @returns {boolean} whether there was a slice of the work asked for */
+    #stepAside() {
+      if (!this.#aside) {
+        if (!this.#asked) return false;
+        [this.#aside, this.#asked] = [this.#asked(), null];
+      }
+      if (this.#aside.next().done) {
+        this.#aside = null;
+        this.redraw();
+      }
+      return true;
+    }
+
     #readSpeed(now) {
       const seconds = (now - this.#readAt) / 1000;
-      if (seconds < READOUT / 1000) return;
-      this.#stage.read(`${Math.round(this.#steps / seconds)} steps/s`);
+      if (!this.#moves || seconds < READOUT / 1000) return;
+      const moves = this.#playing && !this.#resting;
+      this.#stage.read(moves ? `${Math.round(this.#steps / seconds)} steps/s` : "computing");
       this.#readAt = now;
       this.#steps = 0;
     }
   }
 
-  let stages = 0;
+  let stages = 0, lists = 0;
 
   /** Where a demo builds itself: screens on one side, controls, speed and hint on the other. */
   class Stage {
     #screens = [];
     #player;
+    #row;
     #saidAt = -Infinity;
 
     constructor(models) {
@@ -305,10 +409,48 @@
      * @returns {Screen}
      */
     screen(label, size) {
-      const screen = new Screen(this.screens, label, size);
+      const screen = new Screen(this.#row ?? this.screens, label, size);
       screen.describeBy(this.note.id);
       this.#screens.push(screen);
       return screen;
+    }
+
+    /**
+     * Puts the screens that follow side by side.
+     *
+     * @param {number} columns so many in a row
+     * @param {boolean} below below the controls and not beside them
+     */
+    row(columns, below = false) {
+      this.#row = make("div", "live-row", below ? this.element : this.screens);
+      this.#row.style.setProperty("--columns", columns);
+    }
+
+    /**
+     * Buttons of which one is pressed.
+     *
+     * @param {{label: string, options: string[], value: number, columns: number}} choice `value` is an index of `options`
+     * @param {(value: number) => void} act when one is pressed
+     * @returns {(value: number) => void} shows another one as pressed, or none if there is no such
+     */
+    choice({ label, options, value, columns }, act) {
+      const group = make("div", "live-choice", this.controls);
+      group.setAttribute("role", "group");
+      group.setAttribute("aria-label", label);
+      make("span", "", group, { textContent: label });
+      const grid = make("div", "live-options", group);
+      grid.style.setProperty("--columns", columns);
+      const press = (pressed) => buttons.forEach((each, i) => each.setAttribute("aria-pressed", i === pressed));
+      const buttons = options.map((name, index) => {
+        const button = make("button", "", grid, { type: "button", textContent: name });
+        button.addEventListener("click", () => {
+          press(index);
+          act(index);
+        });
+        return button;
+      });
+      press(value);
+      return press;
     }
 
     /** @returns {HTMLButtonElement} */
@@ -319,16 +461,26 @@
     }
 
     /**
-     * @param {{label: string, min: number, max: number, step: number, value: number}} options
+     * @param {{label: string, min: number, max: number, step: number, value: number, ticks?: number[]}} options `ticks`
+     *   are values that are marked
      * @param {(value: number) => string} text the value as readers see it
      * @param {(value: number) => void} act on every change
-     * @returns {HTMLInputElement}
+     * @returns {HTMLInputElement} with `place(value)`, which moves it without a call of `act`
      */
-    slider({ label, min, max, step, value }, text, act) {
+    slider({ label, min, max, step, value, ticks = [] }, text, act) {
       const row = make("label", "live-slider", this.controls);
       make("span", "", row, { textContent: label });
       const input = make("input", "", row, { type: "range", min, max, step, value });
+      input.setAttribute("aria-label", label); // without the value, which is read as such
       const shown = make("span", "live-value", row);
+      if (ticks.length) {
+        const list = make("datalist", "", row, { id: `live-ticks-${++lists}` });
+        for (const tick of ticks) make("option", "", list, { value: tick });
+        input.setAttribute("list", list.id);
+      }
+      // Room for the longest, so that nothing jumps.
+      const lengths = Array.from({ length: Math.floor((max - min) / step) + 1 }, (_, i) => text(min + i * step).length);
+      shown.style.minWidth = `${Math.max(...lengths)}ch`;
       const show = () => {
         shown.textContent = text(input.valueAsNumber);
         input.setAttribute("aria-valuetext", shown.textContent);
@@ -338,7 +490,33 @@
         act(input.valueAsNumber);
       });
       show();
-      return input;
+      const place = (position) => {
+        input.value = position;
+        show();
+      };
+      return Object.assign(input, { place });
+    }
+
+    /**
+     * @param {string} label
+     * @param {[value: number, text: string][]} options
+     * @param {(value: number) => void} act on every change
+     * @returns {HTMLSelectElement}
+     */
+    select(label, options, act) {
+      const row = make("label", "live-select", this.controls);
+      make("span", "", row, { textContent: label });
+      const select = make("select", "", row);
+      for (const [value, text] of options) make("option", "", select, { value, textContent: text });
+      select.addEventListener("change", () => act(Number(select.value)));
+      return select;
+    }
+
+    /** @returns {HTMLParagraphElement} an empty line below the controls, for the demo to write */
+    text() {
+      const line = document.createElement("p");
+      this.readout.before(line);
+      return line;
     }
 
     /** One line on what there is to do. */
@@ -359,16 +537,18 @@
     }
 
     /**
-     * Starts the player, with a button that pauses it; where motion is unwelcome it waits for that button.
+     * Starts the player, with a button that pauses it; where motion is unwelcome it waits for that button. A figure that
+     * never moves by itself has no such button, and writes the line about the speed itself.
      *
      * @param {object} options
      * @param {() => Generator | null} options.next the next piece of work, or null if there is nothing to do
      * @param {() => void} options.draw paints the state; called after every piece of work and every edit
      * @param {number} options.rate pieces of work a second
-     * @returns {Player} with `edit(change)`, `redraw()`, `rate` and `playing`
+     * @param {boolean} [options.moves] whether the figure moves by itself
+     * @returns {Player} with `edit(change)`, `ask(work)`, `redraw()`, `rate` and `playing`
      */
-    play({ next, draw, rate }) {
-      this.#player = new Player(this, { next, draw, rate });
+    play({ next, draw, rate, moves = true }) {
+      this.#player = new Player(this, { next, draw, rate, moves });
       draw();
       return this.#player;
     }

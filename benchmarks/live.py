@@ -43,9 +43,9 @@ TAKEN = """
     };
     const taken = (make) => Array.from({ length: repeats + 1 }, () => time(make())).slice(1); // the first one warms up
 """
-CELLS = """async ([name, repeats]) => {%s
+CELLS = """async ([name, encoderName, repeats]) => {%s
     const engine = await vncaLive.Engine.load(name);
-    const encoder = await vncaLive.Encoder.load(`${name}-encoder`);
+    const encoder = await vncaLive.Encoder.load(encoderName);
     const image = Float32Array.from({ length: engine.imageSize ** 2 }, () => Number(random.uniform() < 0.2));
     const growths = taken(() => engine.grow(random.normal(engine.latentSize)));
     const encodings = taken(() => encoder.encode(image));
@@ -73,9 +73,9 @@ WATCH = """
 """
 
 
-def measure_cells(page, name: str, repeats: int) -> dict[str, float]:
-    """Medians over repeats of the work of one model made of cells, in a page that has loaded its scripts."""
-    found = page.evaluate(CELLS, [name, repeats])
+def measure_cells(page, name: str, encoder: str, repeats: int) -> dict[str, float]:
+    """Medians over repeats of the work of cells and of an encoder, in a page that has loaded the scripts of both."""
+    found = page.evaluate(CELLS, [name, encoder, repeats])
     middle = {work: statistics.median(run["all"] for run in runs) for work, runs in found.items()}
     return {
         "steps_per_second": round(20_000 / middle["steps"]),
@@ -134,11 +134,10 @@ def measure(repeats: int) -> dict:
     """Everything that is measured, as the result file holds it."""
     sys.path.insert(0, str(ROOT / "scripts"))
     from chromium import find_browser, launch
+    from export_live import ENCODED, MODELS, WALKED
     from playwright.sync_api import sync_playwright
 
-    encoders = sorted((LIVE / "models").glob("*-encoder.js"))
-    models = [path.stem.removesuffix("-encoder") for path in encoders]
-    decoders = sorted(path.stem for path in (LIVE / "models").glob("conv-*.js"))
+    encoder = f"{ENCODED}-encoder"
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as scratch:
         program = find_browser(playwright)
         if program is None:
@@ -154,15 +153,14 @@ def measure(repeats: int) -> dict:
             page.goto((folder / "model.html").as_uri())
             return page
 
-        rows: dict[str, dict] = {name: {} for name in models}
-        images: dict[str, dict] = {name: {} for name in decoders}
+        rows: dict[str, dict] = {name: {} for name in MODELS}
+        images: dict[str, dict] = {WALKED: {}}
         for kernel in KERNELS:
-            for name in models:
-                with opened(kernel, name, f"{name}-encoder") as page:
-                    rows[name][kernel] = measure_cells(page, name, repeats)
-            for name in decoders:
-                with opened(kernel, name) as page:
-                    images[name][kernel] = measure_decoder(page, name, repeats)
+            for name in MODELS:
+                with opened(kernel, name, encoder) as page:
+                    rows[name][kernel] = measure_cells(page, name, encoder, repeats)
+            with opened(kernel, WALKED) as page:
+                images[WALKED][kernel] = measure_decoder(page, WALKED, repeats)
         result = {
             "models": rows,
             "decoders": images,

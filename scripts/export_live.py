@@ -20,7 +20,8 @@ from vnca import export, files, growing, masks
 from vnca.decoders import GRID_SIZE, IMAGE_SIZE
 
 LIVE = Path(__file__).resolve().parent.parent / "book" / "_static" / "live"
-MODELS = ("doubling-mnist-small", "regrowing-mnist-small")  # of cells; the pages run their encoders too
+MODELS = ("doubling-mnist-small", "regrowing-mnist-small")  # of cells
+ENCODED = "regrowing-mnist-small"  # its encoder, too
 WALKED = "conv-mnist-small"  # its decoder alone
 PLANT = "toadstool"
 INK, PAPER = (0x1C, 0x27, 0x33), (0xFB, 0xFA, 0xF6)  # those of live.css in the light
@@ -31,9 +32,8 @@ def model_scripts() -> dict[str, str]:
     """The models of the pages, by the names of their files."""
     scripts = {}
     for name in MODELS:
-        model = vnca.load(name)
-        scripts[f"{name}.js"] = export.decoder_script(model, name)
-        scripts[f"{name}-encoder.js"] = export.encoder_script(model, f"{name}-encoder")
+        scripts[f"{name}.js"] = export.decoder_script(vnca.load(name), name)
+    scripts[f"{ENCODED}-encoder.js"] = export.encoder_script(vnca.load(ENCODED), f"{ENCODED}-encoder")
     scripts[f"{WALKED}.js"] = export.decoder_script(vnca.load(WALKED), WALKED)
     size = growing.toadstool().shape[-1]
     scripts[f"{PLANT}.js"] = export.automaton_script(growing.load(PLANT), PLANT, size)

@@ -3,6 +3,7 @@
 import matplotlib
 from hypothesis import settings
 from live_pages import browser, folder, npm, opened  # noqa: F401 - fixtures
+from test_built_book import address, book  # noqa: F401 - fixtures
 
 # Figures are drawn into files, never into a window. Not by MPLBACKEND, which the kernels of chapters would inherit.
 matplotlib.use("Agg")

@@ -21,9 +21,10 @@ kernel)`, then the bias. In `"int12"` each output channel has a scale, and its w
 2047 times that: first all those numbers plus 2048, two in three bytes, big-endian; then, layer by layer, the scales and
 the bias in float32.
 
-Decoder and encoder go into scripts of their own, because most pages need only the decoder. Cells come in float16:
-growth feeds every error back into itself. Encoders, and decoders without cells, are large and forgiving, so they come
-in int12: a quarter smaller, and as exact in what they say about an image.
+Decoder and encoder go into scripts of their own, because most pages need only the decoder. Growth feeds every error
+back into itself, so doubling cells come in float16, and regrowing ones, which are small, in float32. Encoders, and
+decoders without cells, are large and forgiving, so they come in int12: a quarter smaller, and as exact in what they say
+about an image.
 """
 
 import base64
@@ -41,7 +42,7 @@ from torch import Tensor, nn
 
 from vnca import files, growing, pretrained
 from vnca.cells import Residual
-from vnca.decoders import BORDER, GRID_SIZE, IMAGE_SIZE, CellDecoder, ConvDecoder
+from vnca.decoders import BORDER, GRID_SIZE, IMAGE_SIZE, CellDecoder, ConvDecoder, RegrowingDecoder
 from vnca.vae import VAE
 
 FORMAT = 1
@@ -82,7 +83,8 @@ def decoder_script(model: VAE, name: str, float32: bool = False) -> str:
         ValueError: if it is of a class, or has a layer, that the pages do not know.
     """
     if isinstance(model.decoder, CellDecoder):
-        return _cells_script(model.decoder, name, "float32" if float32 else "float16")
+        whole = float32 or isinstance(model.decoder, RegrowingDecoder)
+        return _cells_script(model.decoder, name, "float32" if whole else "float16")
     if isinstance(model.decoder, ConvDecoder):
         return _images_script(model.decoder, name, "float32" if float32 else "int12")
     raise ValueError(f"the pages know no decoder of the class {type(model.decoder).__name__}")

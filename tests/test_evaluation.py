@@ -291,13 +291,17 @@ def test_a_real_evaluation_killed_at_random_moments_goes_on_to_the_same_figures(
     arguments = ["evaluate", "--weights", weights, "--num-samples", "2000", "--limit", "60", "--out"]
     # Written after each unit, so that many kills hit the writing.
     script = "import sys; from vnca import evaluation; from vnca.__main__ import main; evaluation.SAVE_SECONDS = 0.0; "
-    command = [sys.executable, "-c", script + "sys.exit(main(sys.argv[1:]))", *arguments]
+    # Slow where it is to be killed: on a busy machine it would end before this test looks again.
+    slow = "import time; save = evaluation.Kept.save; evaluation.Kept.save = lambda *a: (time.sleep(0.02), save(*a)); "
+    end = "sys.exit(main(sys.argv[1:]))"
     out = tmp_path / "killed" / "result.json"
     out.parent.mkdir()
     kept = out.with_name("result.json.part.safetensors")
     chance, sizes = random.Random(0), [0]
     for number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL, None):
-        process = subprocess.Popen([*command, str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        code = script + end if number is None else script + slow + end
+        command = [sys.executable, "-c", code, *arguments, str(out)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         if number is not None:
             deadline, enough = time.monotonic() + 120, sizes[-1] + chance.randint(1, 40)
             while values_in(kept) < enough:

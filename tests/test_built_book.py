@@ -13,7 +13,6 @@ import threading
 import pytest
 import readme
 from chapters import CHAPTERS, ROOT
-from chromium import find_browser, launch
 
 BUILT = ROOT / "_build" / "html"
 LARGEST_OUTPUT = 300_000
@@ -34,19 +33,6 @@ def book():
     if not (BUILT / "index.html").exists():
         missing("the book is not built: run make book first")
     return BUILT
-
-
-@pytest.fixture(scope="module")
-def browser(book):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        program = find_browser(playwright)
-        if program is None:
-            missing("no browser found: install Chromium or Chrome, or run .venv/bin/playwright install chromium")
-        running = launch(playwright, program)
-        yield running
-        running.close()
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):

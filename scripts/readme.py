@@ -27,10 +27,13 @@ CAPTION = (
 
 MODELS = {"doubling": "doubling VNCA", "conv": "convolutional VAE", "regrowing": "regrowing (non-doubling) VNCA"}
 
-# Published figures, all in nats per image on the test set of MNIST.
+# Published figures, all in nats per image on the test set of MNIST; where nothing else is said, statically binarized.
 PAPER = "[Palm et al. 2022](https://openreview.net/forum?id=7fFO4cMBx_9)"
 REPRODUCTION = "[Aillet and Sondén 2023](https://openreview.net/forum?id=d7-ns6SZqp)"
+NVAE = "[Vahdat and Kautz 2020](https://arxiv.org/abs/2007.03898)"
+BIVA = "[Maaløe et al. 2019](https://arxiv.org/abs/1902.02102)"
 PUBLISHED = [
+    ("NVAE, BIVA", "about −78", f"{NVAE}, {BIVA}; other binarizations"),
     ("doubling VNCA", "−84.15", REPRODUCTION),
     ("doubling VNCA", "−84.23", PAPER),
     ("convolutional VAE", "−84.64", REPRODUCTION),
@@ -93,7 +96,7 @@ def kind(run: dict) -> str:
     return MODELS[run["model"]] + (", cells with a genome" if genome else "")
 
 
-def own_row(run: dict) -> str:
+def own_row(run: dict, folder: str) -> str:
     parameters, runs = run["parameters"]["decoder"], runs_of(run)
     updates, minutes = (sum(each[key] for each in runs) for key in ("updates", "minutes"))
     spent = f"{updates:,} updates, {minutes:,.0f} min" + (f" in {len(runs)} runs" if len(runs) > 1 else "")
@@ -102,12 +105,14 @@ def own_row(run: dict) -> str:
         f"| **{signed(run['nats'])}** ± {run['standard_error']:.2f} ({run['num_samples']} samples, "
         f"{run['images']:,} images) | {signed(run['elbo'])} "
         f"| {parameters:,} | {spent}, {run['hardware']} "
-        f"| [{run['name']}](results/{run['name']}.json) |"
+        f"| [{run['name']}]({folder}/{run['name']}.json) |"
     )
 
 
-def render_results() -> str:
+def render_results(page: str) -> str:
     """One table for each data set and split; the published figures stand with the set they were measured on."""
+    # A page of the book does not have the folder beside it.
+    folder = "results" if page == "README.md" else f"{repository()}/blob/main/results"
     runs = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("*.json"))]
     runs = [run for run in runs if "nats" in run]  # benchmarks have none
     groups = {("binarized-mnist", "test"): []}
@@ -118,7 +123,7 @@ def render_results() -> str:
         note = "" if group else "; no run of this repository is recorded yet"
         lines = [f"`{data}`, {split} split{note}:", ""]
         lines += ["| model | nats | ELBO | decoder parameters | training | from |", "|---|---|---|---|---|---|"]
-        lines += [own_row(run) for run in group]
+        lines += [own_row(run, folder) for run in group]
         if (data, split) == ("binarized-mnist", "test"):
             lines += [f"| {model} | {nats} | | | | {source} |" for model, nats, source in PUBLISHED]
         parts.append("\n".join(lines))
@@ -214,6 +219,21 @@ def render_inpainting() -> str:
             f"{iterations} iterations for the mean completion; {'; '.join(machines)}, {precision}.",
         ]
     )
+
+
+def render_scaling() -> str:
+    """How the time of an update grows with each size of the decoder, one row for each machine and size."""
+    lines = ["| from … to | power of the time | of the arithmetic | machine |", "|---|---|---|---|"]
+    for path in sorted((ROOT / "results").glob("scaling-*.json")):
+        found = json.loads(path.read_text())
+        for name, axis in found["axes"].items():
+            first, last = axis["points"][0]["value"], axis["points"][-1]["value"]
+            arithmetic = axis.get("arithmetic_exponent")
+            lines.append(
+                f"| {name} {first} … {last} | {signed(axis['exponent'])} "
+                f"| {'' if arithmetic is None else signed(arithmetic)} | {found['hardware']} |"
+            )
+    return "\n".join(lines)
 
 
 def growth_frames(name: str, digits: int = 4) -> list:
@@ -319,9 +339,10 @@ def cards() -> dict[Path, str]:
 PARTS: dict[str, Callable[[str], str]] = {
     "growth": render_picture,
     "chapters": lambda _: render_chapters(),
-    "results": lambda _: render_results(),
+    "results": render_results,
     "healing": lambda _: render_healing(),
     "inpainting": lambda _: render_inpainting(),
+    "scaling": lambda _: render_scaling(),
 }
 
 
@@ -346,7 +367,7 @@ def filled(page: str) -> str:
     return nbformat.writes(notebook) + "\n"
 
 
-PAGES = ("README.md", "book/intro.md", "book/05-inpainting.ipynb")
+PAGES = ("README.md", "book/intro.md", "book/04-training.ipynb", "book/05-inpainting.ipynb")
 
 
 def main() -> int:

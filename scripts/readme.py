@@ -228,11 +228,8 @@ def render_scaling() -> str:
         found = json.loads(path.read_text())
         for name, axis in found["axes"].items():
             first, last = axis["points"][0]["value"], axis["points"][-1]["value"]
-            arithmetic = axis.get("arithmetic_exponent")
-            lines.append(
-                f"| {name} {first} … {last} | {signed(axis['exponent'])} "
-                f"| {'' if arithmetic is None else signed(arithmetic)} | {found['hardware']} |"
-            )
+            powers = " | ".join(signed(axis[power]) for power in ("exponent", "arithmetic_exponent"))
+            lines.append(f"| {name} {first} … {last} | {powers} | {found['hardware']} |")
     return "\n".join(lines)
 
 

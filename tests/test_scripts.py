@@ -44,7 +44,11 @@ def results(tmp_path, monkeypatch):
 def test_own_results_come_first_best_on_top(results):
     results()
     results(name="worse", nats=-90.0)
-    rows = [line for line in readme.render_results().splitlines() if line.startswith("| ") and "model" not in line]
+    rows = [
+        line
+        for line in readme.render_results("README.md").splitlines()
+        if line.startswith("| ") and "model" not in line
+    ]
     assert rows[0] == (
         "| **doubling VNCA** | **−84.57** ± 0.22 (128 samples, 10,000 images) | −88.10 | 1,182,208 "
         "| 100,000 updates, 61 min, one H200 | [doubling-mnist](results/doubling-mnist.json) |"
@@ -53,27 +57,34 @@ def test_own_results_come_first_best_on_top(results):
     assert len(rows) == 2 + len(readme.PUBLISHED)
 
 
+def test_pages_of_the_book_link_to_the_repository(results, monkeypatch):
+    results()
+    monkeypatch.setattr(readme, "repository", lambda: "https://example.org/book")
+    link = "[doubling-mnist](https://example.org/book/blob/main/results/doubling-mnist.json)"
+    assert link in readme.render_results("book/04-training.ipynb")
+
+
 def test_cells_with_a_genome_are_called_so(results):
     results(model="regrowing", config={"model": {"decoder_options": {"channels": 64}}})
-    assert "| **regrowing (non-doubling) VNCA, cells with a genome** |" in readme.render_results()
+    assert "| **regrowing (non-doubling) VNCA, cells with a genome** |" in readme.render_results("README.md")
 
 
 def test_what_came_before_a_run_counts(results):
     first = {"init_from": "runs/first", "updates": 5, "minutes": 20.0, "before": [{"updates": 1, "minutes": 0.5}]}
     results(before=[first])
-    assert "| 100,006 updates, 82 min in 3 runs, one H200 |" in readme.render_results()
+    assert "| 100,006 updates, 82 min in 3 runs, one H200 |" in readme.render_results("README.md")
 
 
 def test_other_data_never_share_a_table_with_published_figures(results):
     results(data="digits", nats=-60.0)
-    published, own = readme.render_results().split("`digits`, test split")
+    published, own = readme.render_results("README.md").split("`digits`, test split")
     assert "no run of this repository is recorded yet" in published
     assert "−60.00" in own and "Palm" not in own
 
 
 def test_benchmarks_are_no_results(results, tmp_path):
     (tmp_path / "results" / "speed.json").write_text('{"name": "speed", "seconds": 3}')
-    assert "speed" not in readme.render_results()
+    assert "speed" not in readme.render_results("README.md")
 
 
 @pytest.mark.parametrize("name, weights", [("conv-small", "conv-mnist-small"), ("conv", "conv-mnist")])
@@ -104,6 +115,16 @@ def test_the_table_of_healing_reads_each_figure_at_its_step(results, tmp_path):
     assert "| error, 50% damaged | 0.500 → 0.310 → 0.220 → 0.130 |" in table[7]
     assert table[9].endswith("| 0.800 → 0.800 → 0.800 |")
     assert table[-1] == "Means over 7 test images of `digits`, two cores, float32."
+
+
+def test_the_table_of_scaling_has_a_row_for_each_size(results, tmp_path):
+    axes = {
+        "channels": {"points": [{"value": 32}, {"value": 512}], "exponent": 1.683, "arithmetic_exponent": 2.0},
+        "batch": {"points": [{"value": 1}, {"value": 32}], "exponent": -0.25, "arithmetic_exponent": 0.0},
+    }
+    (tmp_path / "results" / "scaling-one.json").write_text(json.dumps({"hardware": "two cores", "axes": axes}))
+    rows = readme.render_scaling().splitlines()[2:]
+    assert rows == ["| channels 32 … 512 | 1.68 | 2.00 | two cores |", "| batch 1 … 32 | −0.25 | 0.00 | two cores |"]
 
 
 def test_the_tables_of_inpainting_have_the_best_model_first_and_its_bounds(results, tmp_path):

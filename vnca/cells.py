@@ -5,12 +5,14 @@ the cell's pixel; the other channels are hidden. Everything here follows Palm et
 Automata", ICLR 2022.
 
 States start with the channels of a cell side by side in memory (`torch.channels_last`), and every step and doubling
-keeps them so: convolutions then need no copies. ELUs work in place, so that training keeps one tensor less for each.
+keeps them so: convolutions then need no copies.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vnca.elu import ELU
 
 
 def require_state(state: Tensor) -> None:
@@ -45,7 +47,7 @@ class Residual(nn.Module):
 
     def __init__(self, hidden: int):
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(hidden, hidden, 1), nn.ELU(inplace=True), nn.Conv2d(hidden, hidden, 1))
+        self.layers = nn.Sequential(nn.Conv2d(hidden, hidden, 1), ELU(), nn.Conv2d(hidden, hidden, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)  # (B, hidden, H, W)
@@ -90,39 +92,73 @@ class SimpleUpdate(nn.Module):
     """The update of the regrowing VNCA: one look at the 3 × 3 neighborhood, one pointwise layer for the change.
 
     The last layer starts at zero and has no bias (Palm et al., the non-doubling variant): an untrained cell does not
-    change. With a genome, which is not in the paper, it writes the other channels only; the genome follows `inherit`.
+    change.
 
     Args:
         channels: channels `C` of a cell.
         hidden: channels inside the update.
-        genome: how many channels, the last ones, are a genome.
 
     Raises:
-        ValueError: if `channels` or `hidden` is below 1, or `genome` does not lie in [0, channels).
+        ValueError: if `channels` or `hidden` is below 1.
     """
 
-    def __init__(self, channels: int, hidden: int, genome: int = 0):
+    def __init__(self, channels: int, hidden: int):
         super().__init__()
         if channels < 1 or hidden < 1:
             raise ValueError(f"an update needs channels >= 1 and hidden >= 1, not {channels} and {hidden}")
-        if not 0 <= genome < channels:
-            raise ValueError(f"a genome takes 0 to {channels - 1} of {channels} channels, not {genome}")
-        self.genome = genome
-        change = nn.Conv2d(hidden, channels - genome, 1, bias=False)
+        change = nn.Conv2d(hidden, channels, 1, bias=False)
         nn.init.zeros_(change.weight)
-        self.layers = nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), nn.ELU(inplace=True), change)
+        self.layers = nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), ELU(), change)
 
     def forward(self, state: Tensor) -> Tensor:
-        change = self.layers(state)  # (B, C, H, W) -> (B, C - genome, H, W)
-        if self.genome == 0:
-            return change
-        return torch.cat([change, inherit(state[:, -self.genome :])], dim=1)  # (B, C, H, W)
+        return self.layers(state)  # (B, C, H, W) -> (B, C, H, W)
 
 
+class MaturingUpdate(nn.Module):
+    """The update of cells that keep a copy of the latent and grow up. It is not in the paper.
+
+    The last channels of a cell are its **genome**: read, never written, and taken from the neighbors by a cell that
+    has lost it (`inherit`). Channel 1 is its **age**, from 0 to 1. It rises at every step, and is 1 after as many
+    steps as news needs to cross the grid. All other channels change as `SimpleUpdate` changes them, but the less the
+    older the cell is: the change is multiplied by one minus the age. So a mature cell stays as it is. Damage sets the
+    age to zero: the cells of a hole are young.
+
+    Args:
+        channels: channels `C` of a cell.
+        hidden: channels inside the update.
+        genome: how many channels, the last ones, are the genome.
+
+    Raises:
+        ValueError: if `hidden` or `genome` is below 1, or if genome, age and pixel do not fit into the channels.
+    """
+
+    def __init__(self, channels: int, hidden: int, genome: int):
+        super().__init__()
+        if hidden < 1 or genome < 1:
+            raise ValueError(f"a maturing update needs hidden >= 1 and genome >= 1, not {hidden} and {genome}")
+        if genome + 2 > channels:
+            raise ValueError(
+                f"a cell with a genome of {genome} needs at least {genome + 2} channels, with the pixel and its age, "
+                f"not {channels}"
+            )
+        self.genome = genome
+        change = nn.Conv2d(hidden, channels - genome - 1, 1, bias=False)
+        nn.init.zeros_(change.weight)
+        self.layers = nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), ELU(), change)
+
+    def forward(self, state: Tensor) -> Tensor:
+        age, genome = state[:, 1:2], state[:, -self.genome :]  # (B, 1, H, W), (B, G, H, W)
+        change = self.layers(state) * (1 - age)  # (B, C - G - 1, H, W)
+        older = (1 - age).clamp(max=1 / max(state.shape[2:]))
+        return torch.cat([change[:, :1], older, change[:, 1:], inherit(genome)], dim=1)  # (B, C, H, W)
+
+
+@torch.no_grad()
 def inherit(genome: Tensor) -> Tensor:
     """The change of a genome: a cell that has lost it takes the mean of its neighbors', all others keep theirs.
 
-    So a genome never changes in a whole grid, and closes a hole from its rim, one cell a step.
+    So a genome never changes in a whole grid, and closes a hole from its rim, one cell a step. No gradient passes
+    through the change: only cells with damage inherit, and no encoder waits for a gradient at the end of their past.
 
     Args:
         genome: channels of all cells `(B, G, H, W)`; a cell has none where all are zero.

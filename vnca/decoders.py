@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vnca import cells
+from vnca.elu import ELU
 
 IMAGE_SIZE = 28
 BORDER = 2
@@ -58,11 +59,11 @@ class ConvDecoder(nn.Module):
         layers: list[nn.Module] = [
             nn.Linear(latent_size, 16 * width * 2 * 2),
             nn.Unflatten(1, (16 * width, 2, 2)),
-            nn.ELU(),
+            ELU(),
         ]
         for channels in (16 * width, 8 * width, 4 * width, 2 * width):  # 2 -> 4 -> 8 -> 16 -> 32
             up = nn.ConvTranspose2d(channels, channels // 2, 5, stride=2, padding=2, output_padding=1)
-            layers += [up, nn.ELU()]
+            layers += [up, ELU()]
         layers.append(nn.Conv2d(width, 1, 5, padding=2))
         self.layers = nn.Sequential(*layers)
 
@@ -194,19 +195,18 @@ class RegrowingDecoder(CellDecoder):
     `max_steps`; `grow` and `forward` take their mean, `steps`, so that a latent always gives the same image.
 
     In the paper a cell has as many channels as the latent has numbers, and the update writes them all. Given more,
-    a cell keeps its copy of the latent as a **genome** in the last ones: the update reads it and never writes it, and
-    a cell that lost it takes that of its neighbors (`cells.inherit`). The other channels begin at zero. This is not in
-    the paper.
+    a cell keeps its copy of the latent as a genome in the last ones, has an age in channel 1, and grows up: see
+    `cells.MaturingUpdate`. All channels but the genome begin at zero. This is not in the paper.
 
     Args:
-        channels: channels of a cell, those of its genome included.
+        channels: channels of a cell, those of its genome and its age included.
         hidden: channels inside the update.
         min_steps, max_steps: the range of steps in training.
-        latent_size: size `D` of the latent, at most `channels`; None for as many, and no genome.
+        latent_size: size `D` of the latent, at most `channels - 2`; None for cells without genome and age, with as
+            many channels as the latent has numbers.
 
     Raises:
-        ValueError: unless `0 <= min_steps <= max_steps` and `1 <= latent_size <= channels`, or if the update does not
-            accept the other arguments.
+        ValueError: unless `0 <= min_steps <= max_steps`, or if the update does not accept the other arguments.
     """
 
     def __init__(
@@ -222,15 +222,12 @@ class RegrowingDecoder(CellDecoder):
             raise ValueError(f"RegrowingDecoder needs 0 <= min_steps <= max_steps, not {min_steps} and {max_steps}")
         self.channels = channels
         self.latent_size = channels if latent_size is None else latent_size
-        if not 1 <= self.latent_size <= channels:
-            raise ValueError(
-                f"cells of {channels} channels have room for a latent of 1 to {channels} numbers, "
-                f"not of {self.latent_size}"
-            )
         self.min_steps, self.max_steps = min_steps, max_steps
         self.steps = (min_steps + max_steps) // 2
-        genome = self.latent_size if self.latent_size < channels else 0
-        self.update = cells.SimpleUpdate(channels, hidden, genome)
+        if self.latent_size == channels:
+            self.update = cells.SimpleUpdate(channels, hidden)
+        else:
+            self.update = cells.MaturingUpdate(channels, hidden, self.latent_size)
 
     def schedule(self) -> list[tuple[str, int]]:
         """What `grow` does, in order: pairs of `"seed"` or `"step"` and the side of the grid."""

@@ -43,10 +43,11 @@ from torch import Tensor, nn
 from vnca import files, growing, pretrained
 from vnca.cells import Residual
 from vnca.decoders import BORDER, GRID_SIZE, IMAGE_SIZE, CellDecoder, ConvDecoder, RegrowingDecoder
+from vnca.elu import ELU
 from vnca.vae import VAE
 
 FORMAT = 1
-ACTIVATIONS = {nn.ELU: "elu", nn.ReLU: "relu"}
+ACTIVATIONS = {ELU: "elu", nn.ReLU: "relu"}
 
 
 def export(name: str | os.PathLike, folder: str | os.PathLike, float32: bool = False) -> list[Path]:

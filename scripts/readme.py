@@ -93,7 +93,7 @@ def runs_of(run: dict) -> list[dict]:
 def kind(run: dict) -> str:
     """What sort of model a run trained."""
     genome = "channels" in run["config"]["model"]["decoder_options"]
-    return MODELS[run["model"]] + (", cells with a genome" if genome else "")
+    return MODELS[run["model"]] + (", cells with genome and age" if genome else "")
 
 
 def own_row(run: dict, folder: str) -> str:

@@ -107,18 +107,53 @@ def test_damage_zeroes_its_square_and_nothing_else(row, col, size):
     assert torch.equal(state, torch.ones_like(state)), "the state itself is left alone"
 
 
-def test_a_genome_stays_and_closes_a_hole_one_cell_a_step():
+def maturing(channels=6, hidden=4, genome=2):
+    """An update of double precision whose last layer is awake."""
     torch.manual_seed(0)
-    update = cells.SimpleUpdate(channels=5, hidden=4, genome=2).double()
+    update = cells.MaturingUpdate(channels, hidden, genome).double()
     torch.nn.init.normal_(update.layers[-1].weight, std=0.3)
+    return update
+
+
+def test_a_genome_stays_and_closes_a_hole_one_cell_a_step():
+    update = maturing()
     z = torch.randn(3, 2, dtype=torch.float64)
-    whole = torch.cat([torch.randn(3, 3, 12, 12, dtype=torch.float64), cells.seed(z, 12)], dim=1)
-    assert torch.equal(advance(update, whole, 4)[:, 3:], whole[:, 3:])
+    whole = torch.cat([torch.randn(3, 4, 12, 12, dtype=torch.float64), cells.seed(z, 12)], dim=1)
+    whole[:, 1] = 0  # newborn
+    assert torch.equal(advance(update, whole, 4)[:, 4:], whole[:, 4:])
     hurt = cells.damage(whole, 0, 4, 6)  # at the upper border: nobody lives beyond it
     for steps, lost in enumerate([36, 20, 8, 0, 0]):
         state = advance(update, hurt, steps)
-        assert (state[:, 3:] == 0).all(dim=1).flatten(1).sum(dim=1).tolist() == [lost] * 3
-    torch.testing.assert_close(state[:, 3:], whole[:, 3:])
+        assert (state[:, 4:] == 0).all(dim=1).flatten(1).sum(dim=1).tolist() == [lost] * 3
+    torch.testing.assert_close(state[:, 4:], whole[:, 4:])
+
+
+def test_cells_age_and_change_the_less_the_older_they_are():
+    update = maturing()
+    state = torch.randn(2, 6, 8, 8, dtype=torch.float64)
+    state[:, 1] = 0
+    for step in range(1, 10):
+        before, expected = state, update.layers(state) * (1 - state[:, 1:2])
+        state = state + update(state)
+        torch.testing.assert_close(state[:, 1], torch.full_like(state[:, 1], min(step / 8, 1)))
+        torch.testing.assert_close(state[:, [0, 2, 3]] - before[:, [0, 2, 3]], expected)
+    assert (expected == 0).all() and torch.equal(state, before), "after 8 steps, the side of the grid, nothing moves"
+
+
+def test_only_the_cells_of_a_hole_are_young_and_change():
+    update = maturing()
+    mature = torch.randn(1, 6, 8, 8, dtype=torch.float64)
+    mature[:, 1] = 1
+    hurt = cells.damage(mature, 2, 3, 3)
+    hole = (hurt != mature).any(dim=1)
+    later = advance(update, hurt, 20)
+    assert torch.equal(later[:, :, ~hole[0]], mature[:, :, ~hole[0]])
+    assert (later[:, 1] == 1).all() and (later[:, :, hole[0]] != 0).all()
+
+
+def test_a_longer_side_takes_longer_to_mature():
+    state = torch.zeros(1, 6, 4, 10, dtype=torch.float64)
+    torch.testing.assert_close(maturing()(state)[:, 1], torch.full((1, 4, 10), 0.1, dtype=torch.float64))
 
 
 def test_where_two_genomes_meet_a_cell_without_one_takes_their_mean():
@@ -128,11 +163,6 @@ def test_where_two_genomes_meet_a_cell_without_one_takes_their_mean():
     change = cells.inherit(genome)
     assert torch.count_nonzero(change[..., 0]) == torch.count_nonzero(change[..., 2]) == 0
     torch.testing.assert_close(change[0, :, 0, 1], torch.tensor([2.0, 0.0]))
-
-
-def test_a_genome_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="0 to 3 of 4 channels, not 4"):
-        cells.SimpleUpdate(channels=4, hidden=2, genome=4)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +176,8 @@ def test_a_genome_that_does_not_fit_is_refused():
         (lambda: cells.damage(torch.zeros(1, 1, 4, 4), 0, 0, -1), "at least 0 cells, not -1"),
         (lambda: cells.Update(0, 4), "not 0, 4 and 4"),
         (lambda: cells.SimpleUpdate(4, 0), "not 4 and 0"),
+        (lambda: cells.MaturingUpdate(4, 2, 3), "needs at least 5 channels, with the pixel and its age, not 4"),
+        (lambda: cells.MaturingUpdate(4, 0, 2), "not 0 and 2"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -174,7 +174,7 @@ def test_a_genome_is_in_the_last_channels_and_the_others_begin_at_zero():
 
 
 def test_impossible_decoders_are_refused():
-    with pytest.raises(ValueError, match="room for a latent of 1 to 4 numbers, not of 5"):
+    with pytest.raises(ValueError, match="a genome of 5 needs at least 7 channels"):
         RegrowingDecoder(channels=4, latent_size=5)
     with pytest.raises(ValueError, match="steps >= 0, not -1"):
         DoublingDecoder(steps=-1)

@@ -242,6 +242,8 @@ def test_cells_with_a_genome_are_trained_like_others():
     same = (genomes - genomes.median(dim=2, keepdim=True).values).abs() < 0.02
     assert (same | (genomes == 0)).all()
     assert same.float().mean() > 0.8
+    ages = 32 * persistent.pool.states[persistent.filled][:, 1].float()  # (N, 32, 32) steps
+    assert torch.equal(ages, ages.round()) and ages.max() > 3, "bfloat16 is exact for ages"
 
 
 def test_what_does_not_fit_is_refused():

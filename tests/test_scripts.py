@@ -64,9 +64,9 @@ def test_pages_of_the_book_link_to_the_repository(results, monkeypatch):
     assert link in readme.render_results("book/04-training.ipynb")
 
 
-def test_cells_with_a_genome_are_called_so(results):
+def test_cells_with_genome_and_age_are_called_so(results):
     results(model="regrowing", config={"model": {"decoder_options": {"channels": 64}}})
-    assert "| **regrowing (non-doubling) VNCA, cells with a genome** |" in readme.render_results("README.md")
+    assert "| **regrowing (non-doubling) VNCA, cells with genome and age** |" in readme.render_results("README.md")
 
 
 def test_what_came_before_a_run_counts(results):

@@ -31,6 +31,8 @@ class _ELU(torch.autograd.Function):
 
 
 def _vectorized(x: Tensor) -> Tensor:
-    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x  # exp(x) - 1 needs the digits
-    # Where x is positive the other one is 0; where it is not, exp(x) - 1 is the larger.
-    return torch.maximum(x, wide.clamp(max=0).exp_().sub_(1).to(x.dtype))
+    few_digits = x.dtype in (torch.bfloat16, torch.float16)  # too few for exp(x) - 1 near zero
+    negative = x.float().clamp_(max=0) if few_digits else x.clamp(max=0)
+    y = negative.exp_().sub_(1).to(x.dtype)
+    # Where x is positive, y is 0; where it is not, y is the larger of the two.
+    return torch.maximum(x, y, out=y)

@@ -11,7 +11,7 @@ base64 text. A script, because pages that are opened as files may load scripts a
   "size"}`, a vector is a grid of one cell. A transposed convolution is `{"op": "spread", "by"}`, which puts zeros
   between the cells, and a convolution whose kernel is turned around;
 - sizes: `latentSize`, `image` and `border`; of cells also `channels`, `grid` (the largest side), `seed` and `schedule`;
-- `genome`, how many channels, the last ones, follow `vnca.cells.inherit` and not the layers;
+- `genome`, how many channels, the last ones, are a genome: such cells mature, see `vnca.cells.MaturingUpdate`;
 - `latents` of a decoder without cells: those of the latent's numbers that change its images most, the first one most,
   each with the number of pixels that it changes;
 - `rule` of an automaton whose cells fire at random: `fireRate` and `living`, the channel and threshold of life.

@@ -64,7 +64,7 @@
       engine.#network = await vncaLive.Network.load(model, model.update, model.grid);
       engine.#rule = model.rule;
       engine.#seed = model.seed;
-      engine.#genome = model.genome; // how many of the last channels, if any
+      engine.#genome = model.genome; // how many of the last channels, if any; such cells mature
       engine.name = model.name;
       engine.channels = model.channels;
       engine.latentSize = model.latentSize;
@@ -109,8 +109,24 @@
     /** One step of all cells, slice by slice. */
     *step() {
       if (this.#rule) yield* this.#stepOfLiving();
+      else if (this.#genome) yield* this.#stepOfMaturing();
       else yield* this.#network.run(this.size, true);
-      if (this.#genome) this.#inherit();
+    }
+
+    /** A step of cells that have a genome and, in channel 1, an age: the older a cell is, the less it changes. */
+    *#stepOfMaturing() {
+      const { size } = this;
+      const { address } = yield* this.#network.run(size, false);
+      const age = this.#channel(1);
+      const young = age.map((value) => 1 - value);
+      const written = this.channels - this.#genome - 1; // channels: the pixel and all after the age
+      for (let index = 0; index < written; index++) {
+        const state = this.#channel(index === 0 ? 0 : index + 1);
+        const change = this.#network.channelAt(address, index, size);
+        for (let cell = 0; cell < state.length; cell++) state[cell] += young[cell] * change[cell];
+      }
+      for (let cell = 0; cell < age.length; cell++) age[cell] += Math.min(1 / size, young[cell]);
+      this.#inherit();
     }
 
     /** A cell that has lost its genome, the last channels, takes the mean of its neighbors'; all others keep theirs. */

@@ -58,6 +58,17 @@ def test_the_update_starts_like_the_packages(chapter):
         assert torch.equal(ours, theirs)
 
 
+def test_cells_mature_as_the_packages_do(chapter):
+    ours, theirs = chapter["MaturingUpdate"](7, 5, 3), randomize(cells.MaturingUpdate(7, 5, 3))
+    ours.load_state_dict(theirs.state_dict())
+    state = cells.damage(torch.randn(2, 7, 6, 6, generator=seeded(6)), 1, 2, 3)
+    state[:, 1] = state[:, 1].abs().clamp(max=1)
+    with torch.no_grad():
+        for _ in range(8):
+            torch.testing.assert_close(ours(state), theirs(state), rtol=1e-4, atol=1e-5)
+            state = state + theirs(state)
+
+
 @pytest.mark.parametrize("side", [2, 8, 32])
 def test_the_seed_is_the_packages(chapter, side):
     z = torch.randn(3, 4, generator=seeded(3))

@@ -505,7 +505,7 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_damaged_model_leaves_the_still_and_says_why(opened, folder, case):
     damage, words, reports = BROKEN[case]
-    path = folder / "live" / "models" / "regrowing-mnist-small.js"
+    path = folder / "live" / "models" / "maturing-mnist-small.js"
     path.write_text(damage(path.read_text()))
     page = opened(figure())
     page.wait_for_selector("[data-state='failed'] [role=status]")
@@ -514,7 +514,7 @@ def test_a_damaged_model_leaves_the_still_and_says_why(opened, folder, case):
     assert len(page.problems) == reports
 
 
-@pytest.mark.parametrize("file", ["models/regrowing-mnist-small", "engine", "kernel"])
+@pytest.mark.parametrize("file", ["models/maturing-mnist-small", "engine", "kernel"])
 def test_a_missing_file_leaves_the_still_and_says_which(opened, folder, file):
     (folder / "live" / f"{file}.js").unlink()
     page = opened(figure())

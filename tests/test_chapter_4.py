@@ -35,4 +35,8 @@ def test_each_binary_image_finds_the_gray_one_it_was_drawn_from(chapter):
     gray = torch.rand(30, 1, 28, 28, generator=generator).mul(1.4).sub(0.2).clamp(0, 1)  # with pure black and white
     origin = torch.randint(30, (100,), generator=generator)
     binary = torch.bernoulli(gray[origin], generator=generator)
-    assert torch.equal(chapter["match"](binary, gray), origin)
+    found, scores = chapter["match"](binary, gray)
+    assert torch.equal(found, origin)
+    p = gray.clamp(0.001, 0.999)
+    expected = torch.distributions.Bernoulli(p[4]).log_prob(binary[7]).sum()
+    torch.testing.assert_close(scores[7, 4], expected, rtol=1e-4, atol=0)

@@ -8,7 +8,7 @@ import pytest
 from chapters import ROOT
 
 import vnca
-from vnca import data, evaluation
+from vnca import data, evaluation, metrics, pretrained
 
 DATA = Path(os.environ.get("VNCA_DATA", "nowhere"))
 IMAGES = 200
@@ -24,3 +24,17 @@ def test_the_recorded_figures_hold_on_other_images(name):
     for figure, error in (("nats", "standard_error"), ("elbo", "elbo_standard_error")):
         spread = (getattr(ours, error) ** 2 + recorded[error] ** 2) ** 0.5
         assert abs(getattr(ours, figure) - recorded[figure]) < 3 * spread, figure
+
+
+LOGGED = [name for name in vnca.available() if (pretrained.FOLDER / name / metrics.NAME).exists()]
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_the_log_beside_the_weights_is_that_of_their_run(name):
+    run, records = pretrained.read_config(pretrained.find(name))["run"], metrics.read(pretrained.find(name))
+    assert records[-1]["update"] == run["updates"] and records[-1]["fraction"] == 1
+    assert records[-1]["seconds"] / 60 == pytest.approx(run["minutes"], abs=0.2)
+
+
+def test_the_chapters_curve_has_its_log():
+    assert "conv-mnist" in LOGGED

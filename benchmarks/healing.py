@@ -1,6 +1,6 @@
 """Measure whether grown images stay and heal: bits per pixel over further steps, and the error after damage.
 
-    python benchmarks/healing.py doubling-mnist-small regrowing-mnist-small
+    python benchmarks/healing.py doubling-mnist-small regrowing-mnist-small maturing-mnist-small
 
 For shipped weights or the folders of runs; the figures go into `results/healing.json`, one entry for each name. All
 steps are counted from the end of the growth, and every image starts from the mean of its posterior. A call that was cut

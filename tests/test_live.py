@@ -53,10 +53,14 @@ ENCODE = """async ([name, image]) => {
 
 
 def rounded(model):
-    """The model as its script has it: doubling cells in half precision."""
+    """The model as its script has it: doubling cells in half precision, maturing ones in 16 bits with scales."""
     model = copy.deepcopy(model)
-    for parameter in model.decoder.parameters() if isinstance(model.decoder, vnca.DoublingDecoder) else ():
-        parameter.data = parameter.data.half().float()
+    for parameter in model.decoder.parameters():
+        if isinstance(model.decoder, vnca.DoublingDecoder):
+            parameter.data = parameter.data.half().float()
+        elif parameter.ndim > 1:
+            scale = parameter.data.abs().amax(dim=(1, 2, 3), keepdim=True) / 32767
+            parameter.data = (parameter.data / scale).round() * scale
     return model
 
 

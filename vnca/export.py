@@ -17,14 +17,14 @@ base64 text. A script, because pages that are opened as files may load scripts a
 - `rule` of an automaton whose cells fire at random: `fireRate` and `living`, the channel and threshold of life.
 
 Weights in `"float16"` or `"float32"` follow each other, little-endian, in the order of the layers: `(out, in, kernel,
-kernel)`, then the bias. In `"int12"` each output channel has a scale, and its weights are whole numbers from -2047 to
-2047 times that: first all those numbers plus 2048, two in three bytes, big-endian; then, layer by layer, the scales and
-the bias in float32.
+kernel)`, then the bias. In `"int12"` and `"int16"` each output channel has a scale, and its weights are whole numbers
+times that. First come all those numbers: from -2047 to 2047, plus 2048, two in three bytes, big-endian; or from -32767
+to 32767 in two bytes each, little-endian. Then, layer by layer, the scales and the bias in float32.
 
 Decoder and encoder go into scripts of their own, because most pages need only the decoder. Growth feeds every error
-back into itself, so doubling cells come in float16, and regrowing ones, which are small, in float32. Encoders, and
-decoders without cells, are large and forgiving, so they come in int12: a quarter smaller, and as exact in what they say
-about an image.
+back into itself, so doubling cells come in float16, maturing ones in int16, which is finer, and those that never come
+to rest, which are small, in float32. Encoders, and decoders without cells, are large and forgiving, so they come in
+int12: a quarter smaller than float16, and as exact in what they say about an image.
 """
 
 import base64
@@ -41,13 +41,14 @@ import torch
 from torch import Tensor, nn
 
 from vnca import files, growing, pretrained
-from vnca.cells import Residual
-from vnca.decoders import BORDER, GRID_SIZE, IMAGE_SIZE, CellDecoder, ConvDecoder, RegrowingDecoder
+from vnca.cells import MaturingUpdate, Residual, SimpleUpdate, Update
+from vnca.decoders import BORDER, GRID_SIZE, IMAGE_SIZE, CellDecoder, ConvDecoder
 from vnca.elu import ELU
 from vnca.vae import VAE
 
 FORMAT = 1
 ACTIVATIONS = {ELU: "elu", nn.ReLU: "relu"}
+CELLS = {Update: "float16", MaturingUpdate: "int16", SimpleUpdate: "float32"}  # the precision of each kind
 
 
 def export(name: str | os.PathLike, folder: str | os.PathLike, float32: bool = False) -> list[Path]:
@@ -84,8 +85,8 @@ def decoder_script(model: VAE, name: str, float32: bool = False) -> str:
         ValueError: if it is of a class, or has a layer, that the pages do not know.
     """
     if isinstance(model.decoder, CellDecoder):
-        whole = float32 or isinstance(model.decoder, RegrowingDecoder)
-        return _cells_script(model.decoder, name, "float32" if whole else "float16")
+        precision = CELLS[type(model.decoder.update)]
+        return _cells_script(model.decoder, name, "float32" if float32 else precision)
     if isinstance(model.decoder, ConvDecoder):
         return _images_script(model.decoder, name, "float32" if float32 else "int12")
     raise ValueError(f"the pages know no decoder of the class {type(model.decoder).__name__}")
@@ -202,27 +203,31 @@ def _script(name: str, header: dict, part: str, layers: nn.Sequential, precision
     return f"vncaLive.addModel({json.dumps(model)});\n"
 
 
-def _int12(tensors: list[np.ndarray]) -> bytes:
-    """Weights and biases as whole numbers of 12 bits and float32 values; see the head of this file."""
+def _scaled(tensors: list[np.ndarray], largest: int, pack: Callable[[np.ndarray], bytes]) -> bytes:
+    """Weights as packed whole numbers up to `largest`, then scales and biases; see the head of this file."""
     codes, floats = [], []
     for tensor in tensors:
         if tensor.ndim == 1:  # a bias
             floats.append(tensor)
             continue
         rows = tensor.reshape(len(tensor), -1)  # (out, inputs)
-        scale = np.abs(rows).max(axis=1, keepdims=True) / np.float32(2047)
-        codes.append((np.rint(rows / np.where(scale > 0, scale, 1)) + 2048).astype(np.uint32).ravel())
+        scale = np.abs(rows).max(axis=1, keepdims=True) / np.float32(largest)
+        codes.append(np.rint(rows / np.where(scale > 0, scale, 1)).astype(np.int32).ravel())
         floats.append(scale.ravel())
-    numbers = np.concatenate(codes)
-    pairs = np.append(numbers, [0] * (len(numbers) % 2)).reshape(-1, 2).astype(">u4")
-    packed = (pairs[:, 0] << 12 | pairs[:, 1]).astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:]
-    return packed.tobytes() + np.concatenate(floats).astype("<f4").tobytes()
+    return pack(np.concatenate(codes)) + np.concatenate(floats).astype("<f4").tobytes()
+
+
+def _two_in_three_bytes(numbers: np.ndarray) -> bytes:
+    """Whole numbers from -2047 to 2047."""
+    pairs = np.append(numbers + 2048, [0] * (len(numbers) % 2)).reshape(-1, 2).astype(">u4")
+    return (pairs[:, 0] << 12 | pairs[:, 1]).astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:].tobytes()
 
 
 ENCODINGS: dict[str, Callable[[list[np.ndarray]], bytes]] = {
     "float16": lambda tensors: b"".join(tensor.astype("<f2").tobytes() for tensor in tensors),
     "float32": lambda tensors: b"".join(tensor.astype("<f4").tobytes() for tensor in tensors),
-    "int12": _int12,
+    "int12": lambda tensors: _scaled(tensors, 2047, _two_in_three_bytes),
+    "int16": lambda tensors: _scaled(tensors, 32767, lambda numbers: numbers.astype("<i2").tobytes()),
 }
 
 

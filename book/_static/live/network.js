@@ -96,11 +96,20 @@
       weights: (view, layers) => numbers(countAll(layers), (i) => view.getFloat32(4 * i, true)),
     },
     int12: {
-      bytes: (layers) => bytesOfInts(layers) + 4 * sum(layers, (layer) => layer.out + biasCount(layer)),
-      weights: int12Weights,
+      bytes: (layers) => bytesOfPairs(layers) + bytesOfFloats(layers),
+      weights: (view, layers) => scaled(view, layers, bytesOfPairs(layers), (index) => {
+        const byte = 3 * (index >> 1);
+        return (index & 1 ? view.getUint16(byte + 1) & 4095 : view.getUint16(byte) >> 4) - 2048;
+      }),
+    },
+    int16: {
+      bytes: (layers) => 2 * sum(layers, weightCount) + bytesOfFloats(layers),
+      weights: (view, layers) =>
+        scaled(view, layers, 2 * sum(layers, weightCount), (index) => view.getInt16(2 * index, true)),
     },
   };
-  const bytesOfInts = (layers) => 3 * Math.ceil(sum(layers, weightCount) / 2);
+  const bytesOfPairs = (layers) => 3 * Math.ceil(sum(layers, weightCount) / 2);
+  const bytesOfFloats = (layers) => 4 * sum(layers, (layer) => layer.out + biasCount(layer));
 
   function* numbers(count, at) {
     const weights = new Float32Array(count);
@@ -111,15 +120,10 @@
     return weights;
   }
 
-  /** Two numbers from -2047 to 2047 in three bytes, each times the scale of its output channel. */
-  function* int12Weights(view, layers) {
+  /** Whole numbers, each times the scale of its output channel; the scales and biases begin at byte `float`. */
+  function* scaled(view, layers, float, numberAt) {
     const weights = new Float32Array(countAll(layers));
-    let at = 0, index = 0, float = bytesOfInts(layers);
-    const nextInt = () => {
-      const byte = 3 * (index >> 1);
-      const code = index++ & 1 ? view.getUint16(byte + 1) & 4095 : view.getUint16(byte) >> 4;
-      return code - 2048;
-    };
+    let at = 0, index = 0;
     const nextFloat = () => {
       float += 4;
       return view.getFloat32(float - 4, true);
@@ -128,7 +132,7 @@
       const row = layer.in * layer.kernel ** 2;
       for (let output = 0; output < layer.out; output++) {
         const scale = nextFloat();
-        for (let input = 0; input < row; input++) weights[at++] = nextInt() * scale;
+        for (let input = 0; input < row; input++) weights[at++] = numberAt(index++) * scale;
         yield;
       }
       for (let bias = 0; bias < biasCount(layer); bias++) weights[at++] = nextFloat();

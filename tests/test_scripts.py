@@ -87,7 +87,10 @@ def test_benchmarks_are_no_results(results, tmp_path):
     assert "speed" not in readme.render_results("README.md")
 
 
-@pytest.mark.parametrize("name, weights", [("conv-small", "conv-mnist-small"), ("conv", "conv-mnist")])
+@pytest.mark.parametrize(
+    "name, weights",
+    [("conv-small", "conv-mnist-small"), ("conv", "conv-mnist"), ("mature-small", "maturing-mnist-small")],
+)
 def test_what_a_preset_promises_was_measured(name, weights):
     run, preset = json.loads((readme.ROOT / "results" / f"{weights}.json").read_text()), PRESETS[name]
     assert run["config"]["training"] == json.loads(json.dumps(preset.config.to_dict()))

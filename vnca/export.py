@@ -41,14 +41,14 @@ import torch
 from torch import Tensor, nn
 
 from vnca import files, growing, pretrained
-from vnca.cells import MaturingUpdate, Residual, SimpleUpdate, Update
+from vnca.cells import MaturingUpdate, Residual, SimpleUpdate
 from vnca.decoders import BORDER, GRID_SIZE, IMAGE_SIZE, CellDecoder, ConvDecoder
 from vnca.elu import ELU
 from vnca.vae import VAE
 
 FORMAT = 1
 ACTIVATIONS = {ELU: "elu", nn.ReLU: "relu"}
-CELLS = {Update: "float16", MaturingUpdate: "int16", SimpleUpdate: "float32"}  # the precision of each kind
+FINER = {MaturingUpdate: "int16", SimpleUpdate: "float32"}  # cells that float16 is too coarse for
 
 
 def export(name: str | os.PathLike, folder: str | os.PathLike, float32: bool = False) -> list[Path]:
@@ -85,7 +85,7 @@ def decoder_script(model: VAE, name: str, float32: bool = False) -> str:
         ValueError: if it is of a class, or has a layer, that the pages do not know.
     """
     if isinstance(model.decoder, CellDecoder):
-        precision = CELLS[type(model.decoder.update)]
+        precision = FINER.get(type(model.decoder.update), "float16")
         return _cells_script(model.decoder, name, "float32" if float32 else precision)
     if isinstance(model.decoder, ConvDecoder):
         return _images_script(model.decoder, name, "float32" if float32 else "int12")

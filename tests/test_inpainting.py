@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.distributions import Normal
 
 import vnca
 from vnca import evidence, inpainting, masks, pretrained, regrowth
 from vnca.__main__ import main
 from vnca.pictures import image_grid, read_png
+from vnca.priors import MixturePrior
 
 
 def seeded(seed=0):
@@ -75,15 +75,24 @@ def two_sided_toy():
     return toy(1, encode, decode)
 
 
+def mixture_toy():
+    """`linear_toy` with a prior of three Gaussians."""
+    model = linear_toy()
+    model.prior = MixturePrior(2, 3).double()
+    with torch.no_grad():
+        model.prior.mean.copy_(torch.tensor([[-2.0, 0.5], [0.3, -1.0], [1.5, 1.5]]))
+        model.prior.log_scale.copy_(torch.tensor([[0.5, 0.3], [0.8, 0.4], [0.2, 1.0]]).log())
+        model.prior.log_share.copy_(torch.tensor([0.0, -1.0, 0.5]))
+    return model
+
+
 def on_a_grid(model, x, observed):
     """Latents `(P, D)` on a grid, log p(x_o, z) times the volume of a grid cell `(B, P)`, and images `(P, 784)`."""
     axis = torch.linspace(-7, 7, 4001 if model.latent_size == 1 else 281, dtype=torch.float64)
     z = torch.cartesian_prod(*[axis] * model.latent_size).view(-1, model.latent_size)
     logits = model.decode(z).flatten(1)
     x, mask = x.flatten(1), observed.flatten(1).double()
-    log_joint = (
-        (x * mask) @ logits.T - mask @ nn.functional.softplus(logits).T + Normal(0.0, 1.0).log_prob(z).sum(dim=1)
-    )
+    log_joint = (x * mask) @ logits.T - mask @ nn.functional.softplus(logits).T + model.prior.log_prob(z)
     return z, log_joint + model.latent_size * math.log(axis[1] - axis[0]), logits.sigmoid()
 
 
@@ -103,7 +112,7 @@ class Known:
 @torch.no_grad()
 def solve(model) -> Known:
     generator = seeded(2)
-    z = torch.randn(6, model.latent_size, generator=generator, dtype=torch.float64)
+    z = model.draw(6, generator)
     x = torch.bernoulli(model.decode(z).sigmoid(), generator=generator)
     observed = RIGHT_OBSERVED.expand_as(x)
     _, log_whole, _ = on_a_grid(model, x, torch.ones_like(observed))
@@ -113,7 +122,9 @@ def solve(model) -> Known:
     return Known(model, x, observed, log_whole.logsumexp(dim=1), log_joint.logsumexp(dim=1), mean, spread)
 
 
-@pytest.fixture(scope="module", params=[linear_toy, two_sided_toy], ids=["one mode", "two modes"])
+@pytest.fixture(
+    scope="module", params=[linear_toy, two_sided_toy, mixture_toy], ids=["one mode", "two modes", "mixture"]
+)
 def known(request):
     return solve(request.param())
 

@@ -10,8 +10,18 @@ from safetensors.torch import load, save
 from vnca import cells
 from vnca.decoders import ConvDecoder, DoublingDecoder, RegrowingDecoder
 from vnca.healing import image
-from vnca.objectives import HOLE_SIZE, LARGEST, PENALTY, CoarseToFine, Elbo, PersistentElbo, objective
-from vnca.vae import VAE, Encoder, bernoulli_log_likelihood, elbo_terms
+from vnca.objectives import (
+    HOLE_SIZE,
+    LARGEST,
+    PENALTY,
+    CoarseToFine,
+    Elbo,
+    ImportanceWeighted,
+    PersistentElbo,
+    objective,
+)
+from vnca.priors import MixturePrior
+from vnca.vae import VAE, Encoder, bernoulli_log_likelihood, elbo_terms, iwae
 
 CHANNELS = 3
 
@@ -75,6 +85,58 @@ def test_the_decoder_chooses_the_objective():
     assert len(objective(model()).pool) == 1024
     for decoder in (ConvDecoder(4, width=2), DoublingDecoder(4, 4)):
         assert isinstance(objective(VAE(Encoder(4, width=2), decoder)), Elbo)
+
+
+def small_vae(components=0) -> VAE:
+    torch.manual_seed(0)
+    prior = MixturePrior(4, components) if components else None
+    return VAE(Encoder(4, width=1), ConvDecoder(4, width=1), prior)
+
+
+@pytest.mark.parametrize("components", [0, 3])
+@pytest.mark.parametrize("samples", [1, 5])
+def test_the_importance_weighted_objective_is_the_bound_and_has_its_gradient(samples, components):
+    any_vae, x = small_vae(components), images(3)
+    weighted = ImportanceWeighted(any_vae, samples)
+    drawn = weighted.draw(x, *generators())
+    assert drawn["noise"].shape == (3, samples, 4)
+    terms = weighted(**drawn)
+    # `iwae` draws sample by sample, so it gets the same noise in its own order.
+    noise = iter(drawn["noise"].transpose(0, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vnca.vae.standard_normal", lambda *_: next(noise))
+        bound = iwae(any_vae, x, samples)
+    torch.testing.assert_close(terms.log_likelihood - terms.kl, bound, rtol=1e-5, atol=1e-3)
+    of_model = [*any_vae.decoder.parameters(), *any_vae.prior.parameters()]
+    ours = torch.autograd.grad((terms.kl - terms.log_likelihood).mean(), of_model)
+    theirs = torch.autograd.grad(-bound.mean(), of_model)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_the_encoder_gets_the_gradient_of_the_bound_on_average_and_with_less_noise():
+    any_vae, x, repeats = small_vae(), images(1), 2000
+    with torch.no_grad():
+        any_vae.encoder.layers[-1].weight.mul_(0.1)
+    ours, theirs = (torch.zeros(repeats, 8) for _ in range(2))
+    bias = any_vae.encoder.layers[-1].bias
+    weighted = ImportanceWeighted(any_vae, 8)
+    for repeat in range(repeats):
+        generator = generators(repeat)[0]
+        terms = weighted(**weighted.draw(x, generator, generator))
+        (ours[repeat],) = torch.autograd.grad((terms.log_likelihood - terms.kl).mean(), bias)
+        (theirs[repeat],) = torch.autograd.grad(iwae(any_vae, x, 8, generator=generator).mean(), bias)
+    error = torch.hypot(ours.std(dim=0), theirs.std(dim=0)) / repeats**0.5
+    assert ((ours.mean(dim=0) - theirs.mean(dim=0)).abs() < 4 * error).all()
+    assert (ours.mean(dim=0).abs() > 5 * ours.std(dim=0) / repeats**0.5).any(), "there is a gradient to compare"
+    assert ours.var(dim=0).sum() < theirs.var(dim=0).sum()
+
+
+def test_a_regrowing_decoder_takes_one_sample_and_no_objective_takes_none():
+    with pytest.raises(ValueError, match="1 sample an image, not with 4"):
+        objective(model(), samples=4)
+    with pytest.raises(ValueError, match="at least 1 sample, not 0"):
+        ImportanceWeighted(small_vae(), 0)
+    assert isinstance(objective(small_vae(), samples=4), ImportanceWeighted)
 
 
 def test_with_an_empty_pool_it_is_the_elbo_of_the_batch():

@@ -10,7 +10,8 @@ from torch import nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import vnca
-from vnca.vae import bernoulli_log_likelihood, elbo_terms, gaussian_kl
+from vnca.priors import MixturePrior, gaussian_kl
+from vnca.vae import bernoulli_log_likelihood, elbo_terms
 
 
 class LinearDecoder(nn.Module):
@@ -44,18 +45,21 @@ class RoughEncoder(nn.Module):
         return 0.7 * mean, torch.full_like(mean, math.log(0.8))
 
 
-@pytest.fixture(scope="module")
-def exact():
+@pytest.fixture(scope="module", params=["standard normal", "mixture"])
+def exact(request):
     """A model with a 2-dimensional latent, images drawn from it, and their log p(x) by quadrature."""
     decoder = LinearDecoder()
-    model = vnca.VAE(RoughEncoder(decoder), decoder)
+    prior = MixturePrior(2, 2).double()
+    torch.nn.init.normal_(prior.mean, generator=torch.Generator().manual_seed(3))
+    torch.nn.init.uniform_(prior.log_scale, -0.7, -0.1, generator=torch.Generator().manual_seed(4))
+    model = vnca.VAE(RoughEncoder(decoder), decoder, prior if request.param == "mixture" else None)
     generator = torch.Generator().manual_seed(2)
-    z = torch.randn(6, 2, generator=generator, dtype=torch.float64)
     with torch.no_grad():
+        z = model.draw(6, generator)
         x = torch.bernoulli(decoder(z).sigmoid(), generator=generator)
         axis = torch.linspace(-7, 7, 281, dtype=torch.float64)  # the posterior is about 0.5 wide, a cell 0.05
         points = torch.cartesian_prod(axis, axis)  # (P, 2)
-        log_prior = Normal(0.0, 1.0).log_prob(points).sum(dim=1)  # (P,)
+        log_prior = model.prior.log_prob(points)  # (P,)
         logits = decoder(points).flatten(1)  # (P, 784)
         log_likelihood = x.flatten(1) @ logits.T - nn.functional.softplus(logits).sum(dim=1)  # (B, P)
         log_px = (log_likelihood + log_prior).logsumexp(dim=1) + 2 * math.log(axis[1] - axis[0])

@@ -35,7 +35,8 @@ from vnca.posterior import (
     uniform,
     weighted,
 )
-from vnca.vae import VAE, standard_normal
+from vnca.priors import standard_normal
+from vnca.vae import VAE
 
 GROUP = 32  # images worked on at once, which bounds the memory
 CANDIDATES = 64  # latents drawn from the Gaussians, from which the chains' first ones are resampled

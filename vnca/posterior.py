@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from vnca.decoders import IMAGE_SIZE
-from vnca.vae import CHUNK_SIZE, VAE, at_least_float32, gaussian_kl, require_pixels, standard_normal
+from vnca.priors import gaussian_kl, standard_normal
+from vnca.vae import CHUNK_SIZE, VAE, at_least_float32, require_pixels
 
 PIXELS = IMAGE_SIZE**2
 BANK = 512  # latents drawn from the prior, in whose images the search for modes begins
@@ -28,7 +29,7 @@ STARTS = 8  # of them, so many are looked at for each image
 MODES = 2  # and so many end in a Gaussian
 MOVES = 2  # Gauss-Newton steps towards a mode
 WIDTHS = (1.0, 1.3)  # of the Gaussians: tails of p(z | x_o) are heavier than those of its Laplace approximation
-PRIOR_SHARE = 0.05  # of latents drawn from the prior, so that no weight is without bound
+PRIOR_SHARE = 0.05  # of latents drawn from the standard normal, so that no weight is without bound
 USED = 0.05  # nats: directions of the latent with less information on images are left to the prior
 DIFFERENCE = 2.0  # of latents, in deviations of the encoder's posterior: such secants serve better than tangents
 
@@ -66,7 +67,7 @@ class Task:
 
     def log_joint(self, z: Tensor, logits: Tensor) -> Tensor:
         """log p(x_o, z) from latents `(..., B, D)` and their logits `(..., B, 784)`: `(..., B)`."""
-        return self.log_likelihood(logits) + log_normal(z, 0, 1)
+        return self.log_likelihood(logits) + self.model.prior.log_prob(z)
 
     def fill(self, logits: Tensor, generator: torch.Generator | None) -> Tensor:
         """Whole images `(..., B, 784)`: the missing pixels drawn from p(x_m | z)."""
@@ -125,7 +126,7 @@ class Search:
 
 def bank(model: VAE, size: int, generator: torch.Generator | None) -> Tensor:
     """The logits `(size, 784)` of latents drawn from the prior."""
-    return decode(model, standard_normal((size, model.latent_size), next(model.parameters()), generator))
+    return decode(model, model.draw(size, generator))
 
 
 def prepare(model: VAE, generator: torch.Generator | None) -> Search:
@@ -175,14 +176,15 @@ class Mixture:
 
 
 def fit(task: Task, search: Search, generator: torch.Generator | None) -> Mixture:
-    """The prior, and Gaussians at modes of p(z | x_o), each in several widths.
+    """The standard normal, and Gaussians at modes of p(z | x_o), each in several widths.
 
+    A prior that was learned counts in the weights alone; where the Gaussians lie, the standard normal stands for it.
     The search for the first mode begins at the candidate of the highest p(x_o, z), the search for each further one at
     the candidate farthest from the modes found.
     """
     z, scale = _candidates(task, search, generator)  # (T, B, D) each, best first
     eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-    mean, root = [torch.zeros_like(z[0])], [eye.expand(z.shape[1], -1, -1)]  # of the prior: (B, D), (B, D, D)
+    mean, root = [torch.zeros_like(z[0])], [eye.expand(z.shape[1], -1, -1)]  # standard normal: (B, D), (B, D, D)
     start = torch.zeros_like(z[0, :, 0], dtype=torch.long)  # (B,), the best candidate
     for _ in range(min(MODES, len(z))):
         new_mean, new_root = _laplace(task, pick(z, start[None])[0], pick(scale, start[None])[0], search.directions)

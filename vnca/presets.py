@@ -28,6 +28,7 @@ class TrainConfig:
         encoder_from: weights whose encoder to start with, likewise.
         lessons: what the update of a regrowing decoder learns on small grids first, see `vnca.objectives.CoarseToFine`:
             pairs of the side of the grid and the number of updates, which count among those of the run.
+        samples: of the latent for each image. With more than one the loss is the importance-weighted bound.
         seed: of the initial weights and of every random choice.
 
     Raises:
@@ -49,13 +50,14 @@ class TrainConfig:
     init_from: str | None = None
     encoder_from: str | None = None
     lessons: tuple[tuple[int, int], ...] = ()
+    samples: int = 1
     seed: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "lessons", tuple(map(tuple, self.lessons)))  # JSON has lists only
         if (self.updates is None) == (self.minutes is None):
             raise ValueError(f"a run has updates or minutes, one of the two, not {self.updates} and {self.minutes}")
-        for name, least in (("updates", 1), ("batch_size", 1), ("warmup", 0), ("kl_warmup", 0)):
+        for name, least in (("updates", 1), ("batch_size", 1), ("warmup", 0), ("kl_warmup", 0), ("samples", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is at least {least}, not {value}")
@@ -65,6 +67,11 @@ class TrainConfig:
                 raise ValueError(f"{name} is a positive number, not {value}")
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"the schedule is 'cosine' or 'constant', not {self.schedule!r}")
+        if self.samples > 1 and self.kl_warmup:
+            raise ValueError(
+                f"the importance-weighted bound has no KL term to warm up: with {self.samples} samples kl_warmup is 0, "
+                f"not {self.kl_warmup}"
+            )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema lies in [0, 1), but is {self.ema}")
         if not 0 <= self.seed < 2**32:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -125,13 +126,13 @@ class _Run:
                 f"a batch of {self.batch_size} images cannot be shared equally by {accelerator.num_processes} "
                 "processes: choose another number of processes"
             )
-        model = _start(config).to(accelerator.device, memory_format=torch.channels_last)
+        model = _start(config, images).to(accelerator.device, memory_format=torch.channels_last)
         self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
         if recompute:
             _require_cells(model.decoder, "--recompute").recompute = True
         if compiled:
             compile_update(_require_cells(model.decoder, "--compile"))
-        self.objective = objective(model, config.lessons).to(accelerator.device)
+        self.objective = objective(model, config.lessons, config.samples).to(accelerator.device)
         optimizer = torch.optim.Adam(self.objective.parameters(), lr=config.learning_rate, fused=True)
         self.parallel, self.optimizer = accelerator.prepare(self.objective, optimizer)
         self.noise = torch.Generator(accelerator.device)  # of what is drawn where the images live
@@ -300,8 +301,10 @@ class _Run:
         return {"objective": self.objective} | ({"averaged": self.averaged} if self.averaged else {})
 
 
-def _start(config: TrainConfig) -> VAE:
+def _start(config: TrainConfig, images: Tensor) -> VAE:
     """The model that training starts from.
+
+    A prior to be learned starts as one of `init_from`, or fitted to the posteriors of the images.
 
     Raises:
         ValueError: if `init_from` or `encoder_from` names no weights, or those of another model or encoder.
@@ -309,11 +312,13 @@ def _start(config: TrainConfig) -> VAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build(config.model)
+    components = config.model.components
     if config.init_from is not None:
         theirs = ModelConfig(**pretrained.read_config(pretrained.find(config.init_from))["model"])
-        if theirs != config.model:
+        if theirs not in (config.model, replace(config.model, components=0)):
             raise ValueError(f"the weights {config.init_from} are of another model: {theirs}, not {config.model}")
-        model.load_state_dict(pretrained.load(config.init_from).state_dict())
+        model.load_state_dict(model.state_dict() | pretrained.load(config.init_from).state_dict())
+        components -= theirs.components
     if config.encoder_from is not None:
         theirs = pretrained.load(config.encoder_from).encoder
         try:
@@ -324,7 +329,16 @@ def _start(config: TrainConfig) -> VAE:
                 f"the weights {config.encoder_from} have another encoder, of {sizes[0]} parameters, not {sizes[1]}: "
                 "it needs the same latent_size and encoder_width"
             ) from None
+    if components:
+        _fit_prior(model, images, config.seed)
     return model
+
+
+@torch.no_grad()
+def _fit_prior(model: VAE, images: Tensor, seed: int) -> None:
+    posteriors = [model.encode(part) for part in images.split(1000)]
+    mean, scale = (torch.cat([getattr(q, name) for q in posteriors]) for name in ("mean", "stddev"))
+    model.prior.fit(mean, scale, torch.Generator().manual_seed(seed_of(seed, "prior")))
 
 
 def _before(config: TrainConfig) -> list[dict]:

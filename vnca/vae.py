@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vnca.decoders import BORDER, DECODERS, IMAGE_SIZE
 from vnca.elu import ELU
+from vnca.priors import MixturePrior, StandardNormal, standard_normal
 
 
 class Encoder(nn.Module):
@@ -51,17 +52,18 @@ class Encoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """A variational autoencoder with a standard normal prior, a Gaussian posterior and Bernoulli pixels.
+    """A variational autoencoder with a Gaussian posterior and Bernoulli pixels.
 
     Args:
         encoder: maps images `(B, 1, 28, 28)` to mean and log-scale, `(B, D)` each.
         decoder: maps latents `(B, D)` to logits `(B, 1, 28, 28)`; any module that does so fits.
+        prior: where latents come from; the standard normal unless another is given.
 
     Raises:
         ValueError: if encoder and decoder disagree on the size of the latent.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module):
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, prior: nn.Module | None = None):
         super().__init__()
         if encoder.latent_size != decoder.latent_size:
             raise ValueError(
@@ -71,6 +73,7 @@ class VAE(nn.Module):
         self.latent_size = encoder.latent_size
         self.encoder = encoder
         self.decoder = decoder
+        self.prior = StandardNormal() if prior is None else prior
 
     def encode(self, x: Tensor) -> Normal:
         """The approximate posterior q(z | x) of images `(B, 1, 28, 28)`: a `Normal` of batch shape `(B, D)`.
@@ -88,6 +91,12 @@ class VAE(nn.Module):
         return at_least_float32(self.decoder(z.to(next(self.parameters()).dtype)))
 
     @torch.no_grad()
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """`n` latents from the prior, `(n, D)`."""
+        noise = standard_normal((n, self.latent_size), next(self.parameters()), generator)
+        return self.prior.draw(noise, generator)
+
+    @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Pixel probabilities `(n, 1, 28, 28)` of `n` latents drawn from the prior.
 
@@ -96,17 +105,8 @@ class VAE(nn.Module):
         """
         if n < 0:
             raise ValueError(f"the number of samples is at least 0, not {n}")
-        like = next(self.parameters())
-        z = standard_normal((n, self.latent_size), like, generator)
+        z = self.draw(n, generator)
         return torch.cat([self.decode(part).sigmoid() for part in z.split(CHUNK_SIZE)])  # bounds the memory
-
-
-def gaussian_kl(mean: Tensor, log_scale: Tensor) -> Tensor:
-    """KL divergence from the standard normal, in nats: `(B, D)`, `(B, D)` -> `(B,)`.
-
-    Closed form of Kingma & Welling 2014, appendix B, with s the log-scale: sum of (mean² + e^{2s} - 1 - 2s) / 2.
-    """
-    return 0.5 * (mean.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum(dim=1)  # (B, D) -> (B,)
 
 
 def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
@@ -122,6 +122,8 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
 def elbo_terms(model: VAE, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """The two terms of the ELBO, in nats: log p(x | z) for one reparameterized z ~ q(z | x), and KL(q || prior).
 
+    The second term is exact with a standard normal prior, and estimated from the same z with a mixture.
+
     Args:
         model: a `VAE`.
         x: images `(B, 1, 28, 28)` in [0, 1]; not checked, so that a training loop pays nothing.
@@ -133,7 +135,7 @@ def elbo_terms(model: VAE, x: Tensor, generator: torch.Generator | None = None) 
     posterior = model.encode(x)
     noise = standard_normal(posterior.mean.shape, posterior.mean, generator)
     z = posterior.mean + posterior.stddev * noise  # (B, D)
-    return bernoulli_log_likelihood(model.decode(z), x), gaussian_kl(posterior.mean, posterior.stddev.log())
+    return bernoulli_log_likelihood(model.decode(z), x), model.prior.divergence(posterior, z)
 
 
 def elbo(model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -193,7 +195,7 @@ def iwae(
         # Drawn sample by sample, so that the noise does not depend on the chunks.
         noise = torch.stack([standard_normal(posterior.mean.shape, posterior.mean, generator) for _ in range(count)])
         z = posterior.mean + posterior.stddev * noise  # (K', B, D)
-        log_prior_ratio = (Normal(0.0, 1.0).log_prob(z) - posterior.log_prob(z)).sum(dim=-1)  # (K', B)
+        log_prior_ratio = model.prior.log_prob(z) - posterior.log_prob(z).sum(dim=-1)  # (K', B)
         chunks = zip(z.flatten(0, 1).split(chunk_size), x.repeat(count, 1, 1, 1).split(chunk_size), strict=True)
         log_likelihood = torch.cat([_log_likelihood(model, *chunk) for chunk in chunks]).view(count, -1)  # (K', B)
         log_weights.append(log_likelihood + log_prior_ratio)
@@ -216,12 +218,6 @@ def at_least_float32(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
 
 
-def standard_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise on the device and in the type of `like`, drawn where the generator lives."""
-    device = like.device if generator is None else generator.device
-    return torch.randn(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
-
-
 def require_pixels(x: Tensor) -> None:
     """Raise `ValueError` unless all values of the images lie in [0, 1] (a NaN does not)."""
     if x.numel() and not bool(((x >= 0) & (x <= 1)).all()):
@@ -241,12 +237,14 @@ class ModelConfig:
             regrowing one too unless its options name another number of `channels`.
         encoder_width: channels of the encoder's first convolution.
         decoder_options: further arguments of the decoder's class, such as `hidden` and `steps`.
+        components: of a learned `MixturePrior`; 0 for the standard normal prior of the paper.
     """
 
     decoder: str = "doubling"
     latent_size: int = 256
     encoder_width: int = 32
     decoder_options: dict[str, int] = field(default_factory=dict)
+    components: int = 0
 
 
 def build(config: ModelConfig) -> VAE:
@@ -267,4 +265,5 @@ def build(config: ModelConfig) -> VAE:
         decoder = DECODERS[config.decoder](**sizes[config.decoder] | config.decoder_options)
     except TypeError as error:
         raise ValueError(f"decoder {config.decoder!r} does not take {config.decoder_options}: {error}") from None
-    return VAE(Encoder(config.latent_size, config.encoder_width), decoder)
+    prior = MixturePrior(size, config.components) if config.components else StandardNormal()
+    return VAE(Encoder(size, config.encoder_width), decoder, prior)

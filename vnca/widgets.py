@@ -28,9 +28,10 @@ from vnca import healing, plotting
 from vnca.decoders import IMAGE_SIZE, DoublingDecoder, RegrowingDecoder
 from vnca.inpainting import QuickInpainter, inpaint
 from vnca.pictures import to_pixels
+from vnca.priors import standard_normal
 from vnca.regrowth import cells_of, regrow
 from vnca.seeds import seed_of
-from vnca.vae import VAE, require_pixels, standard_normal
+from vnca.vae import VAE, require_pixels
 
 __all__ = ["InpaintingPanel", "Pictures", "Regrowth", "Settings", "static_sequence"]
 

@@ -1,0 +1,120 @@
+"""The learned prior: against torch.distributions, its draws, its fit, its place in files and in training."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+import vnca
+from vnca import pretrained
+from vnca.priors import MixturePrior, StandardNormal, gaussian_kl
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def prior():
+    """Three Gaussians over latents of size 4."""
+    prior = MixturePrior(4, 3)
+    with torch.no_grad():
+        prior.mean.copy_(2 * torch.randn(3, 4, generator=seeded(1)))
+        prior.log_scale.copy_(torch.randn(3, 4, generator=seeded(2)) / 2 - 1)
+        prior.log_share.copy_(torch.tensor([0.0, 1.0, -1.0]))
+    return prior
+
+
+def theirs(prior):
+    """The same mixture by PyTorch."""
+    return MixtureSameFamily(
+        Categorical(logits=prior.log_share), Independent(Normal(prior.mean, prior.log_scale.exp()), 1)
+    )
+
+
+@pytest.mark.parametrize("shape", [(4,), (7, 4), (2, 5, 4)])
+def test_the_density_is_that_of_pytorch(prior, shape):
+    z = 2 * torch.randn(shape, generator=seeded())
+    torch.testing.assert_close(prior.log_prob(z), theirs(prior).log_prob(z), rtol=1e-4, atol=1e-4)
+
+
+def test_the_density_is_computed_in_float32_whatever_the_autocast(prior):
+    z = torch.randn(7, 4, generator=seeded())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(prior.log_prob(z), prior.log_prob(z.clone()))
+        inside = prior.log_prob(z)
+    assert inside.dtype == torch.float32 and torch.equal(inside, prior.log_prob(z))
+
+
+def test_a_new_mixture_is_the_standard_normal():
+    z = torch.randn(50, 4, generator=seeded())
+    torch.testing.assert_close(MixturePrior(4, 3).log_prob(z), StandardNormal().log_prob(z))
+
+
+def test_draws_have_the_moments_of_the_mixture(prior):
+    noise = torch.randn(200_000, 4, generator=seeded())
+    z = prior.draw(noise, seeded(1)).detach()
+    deviation = theirs(prior).variance.sqrt()
+    assert ((z.mean(dim=0) - theirs(prior).mean).abs() < 5 * deviation / len(z) ** 0.5).all()
+    torch.testing.assert_close(z.std(dim=0), deviation, rtol=0.02, atol=0)
+    # The density of the draws is right as well, not only mean and deviation: the entropy, by two sources of draws.
+    other = theirs(prior).sample((200_000,))
+    ours, expected = prior.log_prob(z), prior.log_prob(other)
+    assert (ours.mean() - expected.mean()).abs() < 5 * expected.std() * (2 / len(z)) ** 0.5
+
+
+def test_draws_follow_from_the_generator_and_there_may_be_none(prior):
+    noise = torch.randn(9, 4, generator=seeded())
+    assert torch.equal(prior.draw(noise, seeded(1)), prior.draw(noise, seeded(1)))
+    assert not torch.equal(prior.draw(noise, seeded(1)), prior.draw(noise, seeded(2)))
+    assert prior.draw(noise[:0], seeded(1)).shape == (0, 4)
+
+
+def test_the_divergence_is_exact_for_the_standard_normal_and_unbiased_for_a_mixture():
+    posterior = Normal(torch.tensor([[0.5, -1.0]]), torch.tensor([[0.3, 0.8]]))
+    exact = gaussian_kl(posterior.mean, posterior.stddev.log())
+    torch.manual_seed(0)
+    z = posterior.sample((20_000,))[:, 0]  # (N, 2)
+    assert torch.equal(StandardNormal().divergence(posterior, z[:1]), exact)
+    estimates = MixturePrior(2, 3).divergence(posterior, z)  # a new one is the standard normal
+    assert (estimates.mean() - exact).abs() < 4 * estimates.std() / len(z) ** 0.5
+
+
+def test_a_fitted_prior_knows_the_latents_as_well_as_the_clusters_they_come_from():
+    centers = torch.tensor([[-3.0, 0.0, 1.0], [2.0, 2.0, -1.0]])
+    mean = centers[torch.arange(2000) % 2] + 0.5 * torch.randn(2000, 3, generator=seeded())
+    scale = torch.full_like(mean, 0.4)
+    prior = MixturePrior(3, 5)
+    prior.fit(mean, scale, seeded(1))
+    z = centers[torch.arange(20_000) % 2] + (0.5**2 + 0.4**2) ** 0.5 * torch.randn(20_000, 3, generator=seeded(2))
+    truth = MixturePrior(3, 2)
+    with torch.no_grad():
+        truth.mean.copy_(centers)
+        truth.log_scale.fill_((0.5**2 + 0.4**2) ** 0.5).log_()
+    assert (truth.log_prob(z) - prior.log_prob(z)).mean() < 0.05  # nats
+    assert (truth.log_prob(z) - StandardNormal().log_prob(z)).mean() > 3
+
+
+def test_it_is_saved_and_loaded_with_the_model(tmp_path):
+    config = vnca.ModelConfig("conv", 4, 1, {"width": 1}, components=3)
+    model = vnca.build(config)
+    torch.nn.init.normal_(model.prior.mean, generator=seeded(1))
+    pretrained.save(model, config, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["components"] == 3
+    again = vnca.load(tmp_path)
+    assert torch.equal(again.prior.mean, model.prior.mean)
+    assert torch.equal(again.sample(3, seeded()), model.eval().sample(3, seeded()))
+
+
+@pytest.mark.parametrize(("latent_size", "components"), [(0, 3), (4, 0), (4, -1)])
+def test_a_mixture_of_nothing_is_refused(latent_size, components):
+    with pytest.raises(ValueError, match=f">= 1, not {latent_size} and {components}"):
+        MixturePrior(latent_size, components)
+
+
+def test_a_model_cannot_have_a_negative_number_of_components():
+    config = replace(vnca.ModelConfig("conv", 4, 1, {"width": 1}), components=-1)
+    with pytest.raises(ValueError, match="components >= 1, not 4 and -1"):
+        vnca.build(config)

@@ -1,0 +1,127 @@
+"""Where latents come from: the standard normal prior of the paper, and a mixture of Gaussians that is learned.
+
+The ELBO charges each image the divergence of its posterior from the prior. On average over images that is the
+information that the latents carry about the images, plus the divergence of the aggregated posterior (the mean of all
+posteriors) from the prior (Hoffman & Johnson, "ELBO surgery", 2016). The second part buys nothing. A prior that can
+take the shape of the aggregated posterior makes it small (Tomczak & Welling, "VAE with a VampPrior", AISTATS 2018).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+FIT_UPDATES = 1500
+FIT_BATCH = 512  # latents an update
+FIT_RATE = 1e-2  # Adam's, at its peak
+
+
+def standard_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal noise on the device and in the type of `like`, drawn where the generator lives."""
+    device = like.device if generator is None else generator.device
+    return torch.randn(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
+
+
+def gaussian_kl(mean: Tensor, log_scale: Tensor) -> Tensor:
+    """KL divergence from the standard normal, in nats: `(B, D)`, `(B, D)` -> `(B,)`.
+
+    Closed form of Kingma & Welling 2014, appendix B, with s the log-scale: sum of (mean² + e^{2s} - 1 - 2s) / 2.
+    """
+    return 0.5 * (mean.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum(dim=1)  # (B, D) -> (B,)
+
+
+class StandardNormal(nn.Module):
+    """The prior of the paper: every number of the latent is standard normal, independent of the others."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of latents: `(..., D)` -> `(...)` nats."""
+        return Normal(0.0, 1.0).log_prob(z).sum(dim=-1)
+
+    def draw(self, noise: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Latents `(n, D)` made of standard normal noise `(n, D)`: itself."""
+        return noise
+
+    def divergence(self, posterior: Normal, z: Tensor) -> Tensor:
+        """KL divergence of posteriors `(B, D)` from the prior, exact, whatever was drawn: `(B,)` nats."""
+        return gaussian_kl(posterior.mean, posterior.stddev.log())
+
+
+class MixturePrior(nn.Module):
+    """A mixture of `K` Gaussians with diagonal covariances, all learned. It is not in the paper.
+
+    A new one is the standard normal, `K` times; `fit` gives it the shape of latents.
+
+    Args:
+        latent_size: size `D` of the latent.
+        components: their number `K`.
+
+    Raises:
+        ValueError: if an argument is below 1.
+    """
+
+    def __init__(self, latent_size: int, components: int):
+        super().__init__()
+        if latent_size < 1 or components < 1:
+            raise ValueError(f"MixturePrior needs latent_size and components >= 1, not {latent_size} and {components}")
+        self.mean = nn.Parameter(torch.zeros(components, latent_size))
+        self.log_scale = nn.Parameter(torch.zeros(components, latent_size))
+        self.log_share = nn.Parameter(torch.zeros(components))  # up to a constant
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of latents: `(..., D)` -> `(...)` nats."""
+        with torch.autocast(z.device.type, enabled=False):
+            precision = (-2 * self.log_scale).exp()  # (K, D)
+            # (z - m)² p, multiplied out: matrix products instead of all differences, which would be (..., K, D).
+            squares = z.square() @ precision.T - 2 * z @ (self.mean * precision).T  # (..., K)
+            squares = squares + (self.mean.square() * precision).sum(dim=1)
+            log_norm = self.log_scale.sum(dim=1) + 0.5 * math.log(2 * math.pi) * z.shape[-1]  # (K,)
+            parts = self.log_share.log_softmax(dim=0) - log_norm - 0.5 * squares  # (..., K)
+            return parts.logsumexp(dim=-1)
+
+    def draw(self, noise: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Latents `(n, D)` made of standard normal noise `(n, D)`, each moved to a component.
+
+        Args:
+            noise: decides where in its component a latent lies.
+            generator: decides which component that is.
+        """
+        if not len(noise):
+            return noise
+        shares = self.log_share.softmax(dim=0).to(generator.device if generator is not None else noise.device)
+        chosen = torch.multinomial(shares, len(noise), replacement=True, generator=generator).to(noise.device)
+        return self.mean[chosen] + self.log_scale[chosen].exp() * noise
+
+    def divergence(self, posterior: Normal, z: Tensor) -> Tensor:
+        """KL divergence of posteriors `(B, D)` from the prior, estimated from one latent of each: `(B,)` nats.
+
+        There is no closed form. The estimate is log q(z) - log p(z), unbiased for z ~ q.
+
+        Args:
+            posterior: `Normal` of batch shape `(B, D)`.
+            z: latents `(B, D)` drawn from it.
+        """
+        return posterior.log_prob(z).sum(dim=-1) - self.log_prob(z)
+
+    @torch.enable_grad()
+    def fit(self, mean: Tensor, scale: Tensor, generator: torch.Generator) -> None:
+        """Maximize the mean log density of latents of given posteriors: the prior takes the shape of all of them.
+
+        Each component starts at the mean of a posterior drawn by chance.
+
+        Args:
+            mean, scale: of the posteriors, `(N, D)` each.
+            generator: source of all randomness.
+        """
+        with torch.no_grad():
+            self.mean.copy_(mean[torch.randint(len(mean), (len(self.mean),), generator=generator)])
+            self.log_scale.fill_(math.log(0.5))  # between the width of a posterior and that of all
+            self.log_share.zero_()
+        optimizer = torch.optim.Adam(self.parameters(), FIT_RATE)
+        for update in range(FIT_UPDATES):
+            optimizer.param_groups[0]["lr"] = FIT_RATE * (1 + math.cos(math.pi * update / FIT_UPDATES)) / 2
+            chosen = torch.randint(len(mean), (FIT_BATCH,), generator=generator)
+            z = mean[chosen] + scale[chosen] * standard_normal((FIT_BATCH, mean.shape[1]), mean, generator)
+            optimizer.zero_grad()
+            (-self.log_prob(z).mean()).backward()
+            optimizer.step()

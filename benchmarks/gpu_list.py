@@ -33,6 +33,7 @@ from vnca.vae import ModelConfig, build
 UNFINISHED = 3
 NAMES = {  # what each line trains: the preset and the name of the weights
     "doubling": ("best", "doubling-mnist"),
+    "best": ("refine", "best-mnist"),
     "regrowing": ("regrow", "regrowing-mnist"),
     "small": ("small", "doubling-mnist-small"),
     "regrowing-small": ("regrow-small", "regrowing-mnist-small"),
@@ -53,7 +54,7 @@ def configuration(preset: str, tiny: bool) -> TrainConfig:
     kind = config.model.decoder
     return replace(
         config,
-        model=ModelConfig(kind, 4, 1, TINY_MODELS[kind]),
+        model=ModelConfig(kind, 4, 1, TINY_MODELS[kind], min(config.model.components, 3)),
         data="digits",
         split="train",
         batch_size=4,
@@ -96,7 +97,7 @@ def gradient(config: TrainConfig, images: torch.Tensor, dtype: torch.dtype) -> t
         torch.nn.init.normal_(change, std=1e-2)  # from zeros no gradient would reach the cells
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    objective = objectives.objective(model).to(device, memory_format=torch.channels_last)
+    objective = objectives.objective(model, samples=config.samples).to(device, memory_format=torch.channels_last)
     generator, host = torch.Generator(device).manual_seed(1), torch.Generator().manual_seed(1)
     drawn = objective.draw(torch.bernoulli(images, generator=generator), generator, host)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -124,6 +125,8 @@ def trained(line: str) -> Callable[[argparse.Namespace], bool]:
         config = configuration(preset, options.tiny)
         if options.minutes is not None:
             config = replace(config, updates=None, minutes=options.minutes)
+        if config.init_from is not None and (options.work / config.init_from).exists():
+            config = replace(config, init_from=str(options.work / config.init_from))  # of an earlier line
         work = options.work / name
         try:
             training.train(config, work, resume=(work / CHECKPOINT).exists(), overwrite=True)

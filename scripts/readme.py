@@ -93,8 +93,13 @@ def runs_of(run: dict) -> list[dict]:
 
 def kind(run: dict) -> str:
     """What sort of model a run trained."""
-    genome = "channels" in run["config"]["model"]["decoder_options"]
-    return MODELS[run["model"]] + (", cells with genome and age" if genome else "")
+    config = run["config"]
+    additions = {
+        "cells with genome and age": "channels" in config["model"]["decoder_options"],
+        "learned prior": config["model"].get("components", 0) > 0,
+        "importance-weighted training": config["training"].get("samples", 1) > 1,
+    }
+    return ", ".join([MODELS[run["model"]], *(name for name, added in additions.items() if added)])
 
 
 def own_row(run: dict, folder: str) -> str:
@@ -222,6 +227,26 @@ def render_inpainting() -> str:
     )
 
 
+def render_recipes() -> str:
+    """What a learned prior and importance-weighted training add, one row for each way to go on."""
+    found = result("recipes")
+    lines = ["| training goes on | nats | ELBO |", "|---|---|---|"]
+    for name, row in found["rows"].items():
+        figures = (
+            f"{signed(row[key])} ± {row[error]:.2f}"
+            for key, error in (("nats", "standard_error"), ("elbo", "elbo_standard_error"))
+        )
+        lines.append(f"| {name} | {' | '.join(figures)} |")
+    ((images, samples, hardware),) = {
+        (row["images"], row["num_samples"], row["hardware"]) for row in found["rows"].values()
+    }
+    note = (
+        f"From `{found['start']}`, with {found['latents']:,} decoded latents each; {samples} samples for the bound, "
+        f"{images:,} test images, the same for all; {hardware}."
+    )
+    return "\n".join([*lines, "", note])
+
+
 def render_scaling() -> str:
     """How the time of an update grows with each size of the decoder, one row for each machine and size."""
     lines = ["| from … to | power of the time | of the arithmetic | machine |", "|---|---|---|---|"]
@@ -288,7 +313,7 @@ images = model.sample(16)  # pixel probabilities (16, 1, 28, 28)
 | log-likelihood | {nats} ± {standard_error:.2f} nats an image (bound with {num_samples} samples, {images}) |
 | ELBO | {elbo} ± {elbo_standard_error:.2f} nats |
 | latent | {latent_size} numbers |
-| parameters | {encoder:,} of the encoder, {decoder:,} of the decoder |
+| parameters | {encoder:,} of the encoder, {decoder:,} of the decoder{prior} |
 | decoder options | {options} |
 
 Training, the last run first:
@@ -315,9 +340,12 @@ def card(name: str) -> str:
         for each in runs_of(run)
     ]
     figures = {key: run[key] for key in ("name", "data", "standard_error", "num_samples", "elbo_standard_error")}
+    sizes = run["parameters"]
     return CARD.format(
         **figures,
-        **run["parameters"],
+        encoder=sizes["encoder"],
+        decoder=sizes["decoder"],
+        prior=f", {sizes['prior']:,} of the prior" if sizes.get("prior") else "",
         kind=kind(run),
         nats=signed(run["nats"]),
         elbo=signed(run["elbo"]),
@@ -340,6 +368,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "results": render_results,
     "healing": lambda _: render_healing(),
     "inpainting": lambda _: render_inpainting(),
+    "recipes": lambda _: render_recipes(),
     "scaling": lambda _: render_scaling(),
 }
 

@@ -1,9 +1,11 @@
 """What models cost: counted arithmetic, and tiny runs of the programs that measure it."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
+import recipes
 import scaling
 import torch
 import train_step
@@ -121,6 +123,43 @@ def test_rows_that_do_not_exist_are_refused(row, capsys):
     with pytest.raises(SystemExit):
         train_step.main(["--rows", row])
     assert f"{row!r} is no row" in capsys.readouterr().err
+
+
+def test_recipes_go_on_where_they_were_cut(tmp_path, monkeypatch, capsys):
+    def tiny(latents):
+        config = replace(
+            recipes.PRESETS["conv"].config,
+            model=ModelConfig("conv", 2, 1, {"width": 1}, components=2),
+            data="digits",
+            split="train",
+            updates=latents // 4,
+            batch_size=4,
+        )
+        return {"one": config, "two": replace(config, kl_warmup=0, samples=2)}
+
+    command = ["--work", str(tmp_path), "--out", str(tmp_path / "r.json"), "--latents", "8", "--limit", "3"]
+    command += ["--num-samples", "2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "recipes", lambda latents: {"one": tiny(latents)["one"]})
+        assert recipes.main(command) == 0
+    first = json.loads((tmp_path / "r.json").read_text())["rows"]["one"]
+    monkeypatch.setattr(recipes, "recipes", tiny)
+    assert recipes.main(command) == 0
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert list(rows) == ["one", "two"] and rows["one"] == first
+    assert rows["two"]["training"]["samples"] == 2 and rows["two"]["images"] == 3
+    assert "two" in capsys.readouterr().out
+
+
+def test_all_recipes_decode_as_many_latents():
+    configs = recipes.recipes(recipes.LATENTS)
+    assert {c.updates * c.batch_size * c.samples for c in configs.values()} == {recipes.LATENTS}
+    assert [(c.model.components > 0, c.samples > 1) for c in configs.values()] == [
+        (False, False),
+        (True, False),
+        (False, True),
+        (True, True),
+    ]
 
 
 def test_a_rehearsal_overwrites_no_figures(capsys):

@@ -8,7 +8,8 @@ import nbformat
 import pytest
 import readme
 
-from vnca.presets import PRESETS
+from vnca.presets import PRESETS, TrainConfig
+from vnca.vae import ModelConfig
 
 RUN = {
     "name": "doubling-mnist",
@@ -24,7 +25,7 @@ RUN = {
     "parameters": {"encoder": 5_000_000, "decoder": 1_182_208},
     "hardware": "one H200",
     "minutes": 61.4,
-    "config": {"model": {"decoder_options": {}}},
+    "config": {"model": {"decoder_options": {}}, "training": {}},
 }
 
 
@@ -64,9 +65,31 @@ def test_pages_of_the_book_link_to_the_repository(results, monkeypatch):
     assert link in readme.render_results("book/04-training.ipynb")
 
 
-def test_cells_with_genome_and_age_are_called_so(results):
-    results(model="regrowing", config={"model": {"decoder_options": {"channels": 64}}})
-    assert "| **regrowing (non-doubling) VNCA, cells with genome and age** |" in readme.render_results("README.md")
+@pytest.mark.parametrize(
+    ("model", "training", "name"),
+    [
+        ({"decoder_options": {"channels": 64}}, {}, "doubling VNCA, cells with genome and age"),
+        ({"decoder_options": {}, "components": 9}, {"samples": 1}, "doubling VNCA, learned prior"),
+        (
+            {"decoder_options": {}, "components": 9},
+            {"samples": 5},
+            "doubling VNCA, learned prior, importance-weighted training",
+        ),
+    ],
+)
+def test_what_is_not_in_the_paper_is_in_the_name(results, model, training, name):
+    results(config={"model": model, "training": training})
+    assert f"| **{name}** |" in readme.render_results("README.md")
+
+
+def test_the_table_of_recipes_has_a_row_for_each_way_to_go_on(results, tmp_path):
+    row = {"nats": -85.123, "standard_error": 0.25, "elbo": -90.0, "elbo_standard_error": 0.5, "images": 1000}
+    row |= {"num_samples": 128, "hardware": "two cores"}
+    found = {"start": "conv-mnist", "latents": 320_000, "rows": {"as before": row, "both": {**row, "nats": -83.0}}}
+    (tmp_path / "results" / "recipes.json").write_text(json.dumps(found))
+    table = readme.render_recipes().splitlines()
+    assert table[2:4] == ["| as before | −85.12 ± 0.25 | −90.00 ± 0.50 |", "| both | −83.00 ± 0.25 | −90.00 ± 0.50 |"]
+    assert "320,000 decoded latents" in table[-1] and "1,000 test images" in table[-1]
 
 
 def test_what_came_before_a_run_counts(results):
@@ -93,7 +116,8 @@ def test_benchmarks_are_no_results(results, tmp_path):
 )
 def test_what_a_preset_promises_was_measured(name, weights):
     run, preset = json.loads((readme.ROOT / "results" / f"{weights}.json").read_text()), PRESETS[name]
-    assert run["config"]["training"] == json.loads(json.dumps(preset.config.to_dict()))
+    config = run["config"]
+    assert TrainConfig(ModelConfig(**config["model"]), **config["training"]) == preset.config
     assert preset.minutes == round(run["minutes"]) and preset.nats == round(run["nats"], 1)
     assert preset.hardware.split()[-1] in run["hardware"]
 

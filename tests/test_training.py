@@ -195,7 +195,16 @@ __main__.PRESETS = {"quick": Preset(config, "tiny")}
 """
 
 
-@pytest.mark.parametrize("more", ["", LESSONS], ids=["doubling", "lessons and a pool"])
+MIXTURE = """\
+model = ModelConfig("doubling", 4, 2, {"hidden": 4, "steps": 1}, components=3)
+config = TrainConfig(model, "digits", "train", 8, 4, 1e-3, warmup=2, kl_warmup=0, samples=2)
+__main__.PRESETS = {"quick": Preset(config, "tiny")}
+"""
+
+
+@pytest.mark.parametrize(
+    "more", ["", LESSONS, MIXTURE], ids=["doubling", "lessons and a pool", "mixture prior and 2 samples"]
+)
 def test_two_processes_do_what_one_does(tmp_path, more):
     script = tmp_path / "run.py"
     # In float32, because the rounding of short numbers could hide a difference.
@@ -295,6 +304,53 @@ def test_init_from_takes_weights_alone(tmp_path, capsys):
     capsys.readouterr()
     assert main(["train", "--out", str(tmp_path / "x"), "--init-from", "doubling-mnist-small"]) == 2
     assert "are of another model: ModelConfig(decoder='doubling', latent_size=64" in one_line_error(capsys)
+
+
+MIXTURE_OF_3 = replace(TINY, model=replace(TINY.model, components=3), kl_warmup=0, samples=2)
+
+
+def test_a_learned_prior_begins_fitted_to_the_posteriors_and_is_trained():
+    run = run_of(MIXTURE_OF_3)
+    model, generator = run.objective.model, torch.Generator().manual_seed(0)
+    posterior = model.encode(run.images[torch.arange(40)].float())
+    z = posterior.mean + posterior.stddev * torch.randn(posterior.mean.shape, generator=generator)
+    standard = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(dim=1)
+    assert (model.prior.log_prob(z).mean() > standard.mean()).item(), "better than the standard normal"
+    before = model.prior.mean.detach().clone()
+    run.step()
+    assert not torch.equal(model.prior.mean, before)
+
+
+def test_weights_without_a_learned_prior_can_get_one_and_keep_it(tmp_path, capsys):
+    plain, mixture = tmp_path / "plain", tmp_path / "mixture"
+    training.train(TINY, plain)
+    start = run_of(replace(MIXTURE_OF_3, init_from=str(plain))).objective.model
+    theirs = weights(plain)
+    assert all(torch.equal(start.state_dict()[key], value) for key, value in theirs.items())
+    assert start.prior.mean.any(), "the prior is fitted"
+    training.train(replace(MIXTURE_OF_3, init_from=str(plain)), mixture)
+    again = run_of(replace(MIXTURE_OF_3, init_from=str(mixture))).objective.model
+    assert same(again.state_dict(), weights(mixture)), "a prior that was learned is taken as it is"
+    with pytest.raises(ValueError, match=r"are of another model: .*components=3\), not .*components=0\)"):
+        run_of(replace(TINY, init_from=str(mixture)))
+
+
+def test_resuming_puts_the_learned_prior_back_without_fitting_it_again(tmp_path, monkeypatch):
+    training.train(MIXTURE_OF_3, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(MIXTURE_OF_3, tmp_path / "parts")
+    monkeypatch.setattr(training, "_fit_prior", lambda *_: pytest.fail("it was fitted again"))
+    training.train(MIXTURE_OF_3, tmp_path / "parts", resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_the_importance_weighted_bound_has_no_kl_term_to_warm_up():
+    with pytest.raises(ValueError, match="with 2 samples kl_warmup is 0, not 4"):
+        replace(TINY, samples=2)
+    with pytest.raises(ValueError, match="samples is at least 1, not 0"):
+        replace(TINY, samples=0)
 
 
 def test_encoder_from_takes_the_encoder_of_a_model_with_another_decoder(tmp_path, capsys):

@@ -297,10 +297,7 @@ def evaluate(
         "data": name,
         "split": "test",
         **{key: value for key, value in vars(measured).items() if key != "minutes"},
-        "parameters": {
-            "encoder": sum(p.numel() for p in model.encoder.parameters()),
-            "decoder": sum(p.numel() for p in model.decoder.parameters()),
-        },
+        "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()},
         **config["run"],  # of the training: updates, images seen, minutes, hardware, commit
         "date": datetime.date.today().isoformat(),
         "evaluation": {

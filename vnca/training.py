@@ -87,7 +87,7 @@ def train(
     )
     images = data.load(config.data, config.split).tensors[0]  # (N, 1, 28, 28)
     require_pixels(images)
-    run = _Run(config, out, images, accelerator, recompute, compiled)
+    run = _Run(config, out, images, accelerator, recompute, compiled, resume)
     if resume:
         run.restore()
     elif accelerator.is_main_process:
@@ -117,6 +117,7 @@ class _Run:
         accelerator: Accelerator,
         recompute: bool = False,
         compiled: bool = False,
+        resumed: bool = False,
     ):
         self.config, self.out, self.accelerator = config, out, accelerator
         self.images = PackedImages(images, accelerator.device)
@@ -126,7 +127,7 @@ class _Run:
                 f"a batch of {self.batch_size} images cannot be shared equally by {accelerator.num_processes} "
                 "processes: choose another number of processes"
             )
-        model = _start(config, images).to(accelerator.device, memory_format=torch.channels_last)
+        model = _start(config, None if resumed else images).to(accelerator.device, memory_format=torch.channels_last)
         self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
         if recompute:
             _require_cells(model.decoder, "--recompute").recompute = True
@@ -301,10 +302,11 @@ class _Run:
         return {"objective": self.objective} | ({"averaged": self.averaged} if self.averaged else {})
 
 
-def _start(config: TrainConfig, images: Tensor) -> VAE:
+def _start(config: TrainConfig, images: Tensor | None) -> VAE:
     """The model that training starts from.
 
-    A prior to be learned starts as one of `init_from`, or fitted to the posteriors of the images.
+    A prior to be learned starts as that of `init_from`, or else fitted to the posteriors of the images. None instead of
+    them leaves it as it is: a checkpoint will be put over it.
 
     Raises:
         ValueError: if `init_from` or `encoder_from` names no weights, or those of another model or encoder.
@@ -312,7 +314,7 @@ def _start(config: TrainConfig, images: Tensor) -> VAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build(config.model)
-    components = config.model.components
+    components = config.model.components  # of a prior that nobody has fitted yet
     if config.init_from is not None:
         theirs = ModelConfig(**pretrained.read_config(pretrained.find(config.init_from))["model"])
         if theirs not in (config.model, replace(config.model, components=0)):
@@ -329,7 +331,7 @@ def _start(config: TrainConfig, images: Tensor) -> VAE:
                 f"the weights {config.encoder_from} have another encoder, of {sizes[0]} parameters, not {sizes[1]}: "
                 "it needs the same latent_size and encoder_width"
             ) from None
-    if components:
+    if components and images is not None:
         _fit_prior(model, images, config.seed)
     return model
 

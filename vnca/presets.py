@@ -195,7 +195,16 @@ PRESETS = {
         hardware="one core of an AMD EPYC",
     ),
     "refine-small": Preset(
-        replace(REFINE, model=replace(SMALL, components=500), init_from="doubling-mnist-small"),
+        replace(
+            REFINE,
+            model=replace(SMALL, components=500),
+            updates=None,
+            minutes=12.0,
+            batch_size=16,
+            learning_rate=5e-4,
+            ema=0.998,
+            init_from="doubling-mnist-small",
+        ),
         "what `small` trained, with a learned prior and the importance-weighted bound of 5 samples",
     ),
     "paper": Preset(PAPER, "the doubling VNCA exactly as Palm et al. 2022 trained it"),

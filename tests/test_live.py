@@ -237,6 +237,9 @@ def test_what_the_pages_cannot_run_is_not_exported():
     model.decoder = torch.nn.Identity()
     with pytest.raises(ValueError, match="no decoder of the class Identity"):
         export.decoder_script(model, "name")
+    learned = build(ModelConfig("conv", 4, 1, {"width": 1}, components=2))
+    with pytest.raises(ValueError, match="draw latents from the standard normal, but odd has a prior"):
+        export.decoder_script(learned, "odd")
 
 
 def test_a_page_gets_its_stills_and_an_unknown_figure_stops_the_build():

@@ -44,6 +44,7 @@ from vnca import files, growing, pretrained
 from vnca.cells import MaturingUpdate, Residual, SimpleUpdate
 from vnca.decoders import BORDER, GRID_SIZE, IMAGE_SIZE, CellDecoder, ConvDecoder
 from vnca.elu import ELU
+from vnca.priors import StandardNormal
 from vnca.vae import VAE
 
 FORMAT = 1
@@ -82,8 +83,10 @@ def decoder_script(model: VAE, name: str, float32: bool = False) -> str:
     """The script of a VAE's decoder: for an `Engine` in the page if it is made of cells, else for a `Decoder`.
 
     Raises:
-        ValueError: if it is of a class, or has a layer, that the pages do not know.
+        ValueError: if it is of a class, or has a layer, that the pages do not know, or if the prior was learned.
     """
+    if not isinstance(model.prior, StandardNormal):
+        raise ValueError(f"the pages draw latents from the standard normal, but {name} has a prior that was learned")
     if isinstance(model.decoder, CellDecoder):
         precision = FINER.get(type(model.decoder.update), "float16")
         return _cells_script(model.decoder, name, "float32" if float32 else precision)

@@ -112,7 +112,12 @@ def test_benchmarks_are_no_results(results, tmp_path):
 
 @pytest.mark.parametrize(
     "name, weights",
-    [("conv-small", "conv-mnist-small"), ("conv", "conv-mnist"), ("mature-small", "maturing-mnist-small")],
+    [
+        ("conv-small", "conv-mnist-small"),
+        ("conv", "conv-mnist"),
+        ("mature-small", "maturing-mnist-small"),
+        ("refine-small", "best-mnist-small"),
+    ],
 )
 def test_what_a_preset_promises_was_measured(name, weights):
     run, preset = json.loads((readme.ROOT / "results" / f"{weights}.json").read_text()), PRESETS[name]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import vnca
 from vnca import __main__ as command_line
-from vnca import checkpoints, hardware, pretrained, training
+from vnca import checkpoints, hardware, plotting, pretrained, training
 from vnca.__main__ import main
 from vnca.packing import PackedImages
 from vnca.presets import PRESETS, Preset, TrainConfig
@@ -344,6 +344,18 @@ def test_resuming_puts_the_learned_prior_back_without_fitting_it_again(tmp_path,
     monkeypatch.setattr(training, "_fit_prior", lambda *_: pytest.fail("it was fitted again"))
     training.train(MIXTURE_OF_3, tmp_path / "parts", resume=True)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_a_log_says_that_its_bound_is_not_the_elbo(tmp_path, capsys):
+    training.train(MIXTURE_OF_3, tmp_path / "several")
+    assert "left  bound of 2 samples -" in capsys.readouterr().err
+    (record,) = metrics(tmp_path / "several")
+    assert record["samples"] == 2
+    left, right = plotting.curves(tmp_path / "several").axes
+    assert (left.get_title(), right.get_title()) == ("bound of 2 samples", "log-likelihood − bound")
+    training.train(TINY, tmp_path / "one")
+    assert "left  ELBO -" in capsys.readouterr().err
+    assert "samples" not in metrics(tmp_path / "one")[0]
 
 
 def test_the_importance_weighted_bound_has_no_kl_term_to_warm_up():

@@ -27,6 +27,11 @@ GROUPS = {
 }
 
 
+def bound_name(record: dict) -> str:
+    """What `nats` of a record is: the ELBO, unless more samples an image are named."""
+    return f"bound of {record['samples']} samples" if record.get("samples", 1) > 1 else "ELBO"
+
+
 class Metrics:
     """Writes the records of one run. Where several processes train together, one of them has it.
 
@@ -63,8 +68,9 @@ class Metrics:
 
         Args:
             record: numbers by name. At least `update`; `fraction` of the run that is done, 0 to 1; `seconds` of
-                training so far; `loss`; `nats`, the ELBO; `images_per_second`. A number that is not finite becomes
-                `null` in `metrics.jsonl`, because JSON has no other word for it.
+                training so far; `loss`; `nats`, the ELBO or, with an entry `samples`, the importance-weighted bound of
+                so many; `images_per_second`. A number that is not finite becomes `null` in `metrics.jsonl`, because
+                JSON has no other word for it.
         """
         self.count += 1
         finite = {key: value if math.isfinite(value) else None for key, value in record.items()}
@@ -96,8 +102,8 @@ class Metrics:
 
     def _show(self, record: dict) -> None:
         line = (  # with the bar it fits 80 columns
-            f"{self._time_left(record)} left  ELBO {record['nats']:.2f} nats  loss {record['loss']:.2f}  "
-            f"{record['images_per_second']:.0f} images/s"
+            f"{self._time_left(record)} left  {bound_name(record)} {record['nats']:.2f} nats  "
+            f"loss {record['loss']:.2f}  {record['images_per_second']:.0f} images/s"
         )
         self.bar.set_description_str(line, refresh=False)
         self.bar.update(record["fraction"] - self.bar.n)

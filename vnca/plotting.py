@@ -208,7 +208,8 @@ def curves(run: str | os.PathLike | Sequence[dict]) -> Figure:
     """Learning curves: on the left the ELBO and the negative loss, on the right the KL term, in nats per image.
 
     ELBO and negative loss differ while the weight of the KL term rises, and agree from then on. The scale follows all
-    but the first tenth of the records, which would flatten the rest.
+    but the first tenth of the records, which would flatten the rest. Where the importance-weighted bound was trained,
+    it stands for the ELBO, and what the log-likelihood is above it for the KL term.
 
     Args:
         run: the folder of a run, or its records as `vnca.metrics.read` gives them.
@@ -223,13 +224,14 @@ def curves(run: str | os.PathLike | Sequence[dict]) -> Figure:
     width, height = plt.rcParams["figure.figsize"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(width, 0.8 * height), width_ratios=(3, 2))
     line = {"linewidth": 1.2, "marker": "." if len(records) == 1 else ""}  # a line of one point is not seen
-    # The ELBO lies on top: where both agree, it is the one to read.
+    bound = metrics.bound_name(records[-1])
+    # The bound lies on top: where both agree, it is the one to read.
     left.plot(update, -loss, color=COLORS[5], label="negative loss", **line)
-    left.plot(update, nats, color=COLORS[0], label="ELBO", **line)
-    left.set(title="ELBO", ylabel="nats per image")
+    left.plot(update, nats, color=COLORS[0], label=bound, **line)
+    left.set(title=bound, ylabel="nats per image")
     left.legend(loc="lower right", reverse=True)
     right.plot(update, kl, color=COLORS[1], **line)
-    right.set(title="KL term")
+    right.set(title="KL term" if bound == "ELBO" else "log-likelihood − bound")
     _fit_to_late(left, -loss, nats)
     _fit_to_late(right, kl)
     for axes in (left, right):
@@ -284,7 +286,7 @@ class LivePlot:
             use_style()
             curves(self.records).savefig(file, format="png")
         alt = (
-            f"Learning curves up to update {last['update']:,}, where the ELBO is {last['nats']:.1f} nats "
-            f"and the KL term {last['kl']:.1f} nats"
+            f"Learning curves up to update {last['update']:,}, where the {metrics.bound_name(last)} is "
+            f"{last['nats']:.1f} nats and the KL term {last['kl']:.1f} nats"
         )
         return Image(file.getvalue(), format="png", alt=alt)

@@ -254,6 +254,7 @@ class _Run:
             "learning_rate": self.config.learning_rate_at(self.update - 1, fraction),
             "images_per_second": round(images_per_second, 1),
             "skipped": skipped,
+            **({"samples": self.config.samples} if self.config.samples > 1 else {}),
         }
 
     def any_process(self, stopped: bool) -> bool:

@@ -299,7 +299,7 @@ def render_picture(page: str) -> str:
 
 CARD = """# {name}
 
-A {kind}, trained on the binarized MNIST digits (`{data}`), for the book *Growing Digits*.
+A {kind}; trained on the binarized MNIST digits (`{data}`), for the book *Growing Digits*.
 
 ```python
 import vnca

@@ -267,7 +267,7 @@ def growth_frames(name: str, digits: int = 4) -> list:
     from vnca.decoders import crop
 
     model = vnca.load(name)
-    z = torch.randn(digits, model.latent_size, generator=torch.Generator().manual_seed(0))
+    z = model.draw(digits, torch.Generator().manual_seed(0))
     with torch.no_grad():
         stages = {state.shape[-1]: state for state in model.decoder.grow(z)}  # the last state of each size
         *small, last = [stages[size][:, :1].sigmoid() for size in sorted(stages)]
@@ -275,11 +275,11 @@ def growth_frames(name: str, digits: int = 4) -> list:
 
 
 def draw_growth() -> None:
-    """Draw the picture from the first shipped weights of a doubling decoder, or say that there are none."""
+    """Draw the picture from the best shipped weights of a doubling decoder, or say that there are none."""
     import vnca
     from vnca import plotting
 
-    names = [name for name in vnca.available() if name.startswith("doubling")]
+    names = [name for name in vnca.available() if name.startswith(("best", "doubling"))]  # sorted: the best ones first
     if not names:
         print("vnca/pretrained holds no weights of a doubling decoder: the picture is left out.")
         return

@@ -201,7 +201,6 @@ PRESETS = {
             updates=None,
             minutes=12.0,
             batch_size=16,
-            learning_rate=5e-4,
             ema=0.998,
             init_from="doubling-mnist-small",
         ),

@@ -2,8 +2,8 @@
 
 The ELBO charges each image the divergence of its posterior from the prior. On average over images that is the
 information that the latents carry about the images, plus the divergence of the aggregated posterior (the mean of all
-posteriors) from the prior (Hoffman & Johnson, "ELBO surgery", 2016). The second part buys nothing. A prior that can
-take the shape of the aggregated posterior makes it small (Tomczak & Welling, "VAE with a VampPrior", AISTATS 2018).
+posteriors) from the prior (Hoffman & Johnson, "ELBO surgery", 2016). A prior that can take the shape of the aggregated
+posterior makes the second part smaller (Tomczak & Welling, "VAE with a VampPrior", AISTATS 2018).
 """
 
 import math
@@ -48,13 +48,13 @@ class StandardNormal(nn.Module):
 
 
 class MixturePrior(nn.Module):
-    """A mixture of `K` Gaussians with diagonal covariances, all learned. It is not in the paper.
+    """A mixture of `C` Gaussians with diagonal covariances, all learned. It is not in the paper.
 
-    A new one is the standard normal, `K` times; `fit` gives it the shape of latents.
+    A new one is the standard normal, `C` times; `fit` gives it the shape of latents.
 
     Args:
         latent_size: size `D` of the latent.
-        components: their number `K`.
+        components: their number `C`.
 
     Raises:
         ValueError: if an argument is below 1.
@@ -71,12 +71,12 @@ class MixturePrior(nn.Module):
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of latents: `(..., D)` -> `(...)` nats."""
         with torch.autocast(z.device.type, enabled=False):
-            precision = (-2 * self.log_scale).exp()  # (K, D)
-            # (z - m)² p, multiplied out: matrix products instead of all differences, which would be (..., K, D).
-            squares = z.square() @ precision.T - 2 * z @ (self.mean * precision).T  # (..., K)
+            precision = (-2 * self.log_scale).exp()  # (C, D)
+            # (z - m)² p, multiplied out: matrix products instead of all differences, which would be (..., C, D).
+            squares = z.square() @ precision.T - 2 * z @ (self.mean * precision).T  # (..., C)
             squares = squares + (self.mean.square() * precision).sum(dim=1)
-            log_norm = self.log_scale.sum(dim=1) + 0.5 * math.log(2 * math.pi) * z.shape[-1]  # (K,)
-            parts = self.log_share.log_softmax(dim=0) - log_norm - 0.5 * squares  # (..., K)
+            log_norm = self.log_scale.sum(dim=1) + 0.5 * math.log(2 * math.pi) * z.shape[-1]  # (C,)
+            parts = self.log_share.log_softmax(dim=0) - log_norm - 0.5 * squares  # (..., C)
             return parts.logsumexp(dim=-1)
 
     def draw(self, noise: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -150,14 +150,13 @@ REGROW = replace(
     clip=1.0,
 )
 
-REFINE = TrainConfig(
+BEST = replace(PAPER, updates=25_000, batch_size=128, learning_rate=5e-4, warmup=500, schedule="cosine", ema=0.999)
+REFINE = replace(
+    BEST,
     model=ModelConfig(components=500),
-    data="binarized-mnist",
-    split="train+valid",
     updates=5000,
     batch_size=32,
-    learning_rate=5e-4,
-    kl_warmup=0,
+    warmup=100,
     init_from="doubling-mnist",
     samples=5,
 )
@@ -210,10 +209,7 @@ PRESETS = {
         hardware="two cores of an AMD EPYC",
     ),
     "paper": Preset(PAPER, "the doubling VNCA exactly as Palm et al. 2022 trained it"),
-    "best": Preset(
-        replace(PAPER, updates=25_000, batch_size=128, learning_rate=5e-4, warmup=500, schedule="cosine", ema=0.999),
-        "the paper's model with the best recipe so far",
-    ),
+    "best": Preset(BEST, "the paper's model with the best recipe so far"),
     "refine": Preset(
         REFINE, "what `best` trained, with a learned prior and the importance-weighted bound of 5 samples"
     ),

@@ -29,7 +29,7 @@ from vnca.packing import PackedImages
 from vnca.pictures import save_png
 from vnca.presets import TrainConfig
 from vnca.seeds import seed_of
-from vnca.vae import VAE, ModelConfig, build, require_pixels
+from vnca.vae import VAE, ModelConfig, build, encode_in_chunks, require_pixels
 
 LOG_EVERY = 20  # updates between two records of the metrics
 SAMPLES_SECONDS = 300  # between two grids of samples in TensorBoard, because on a CPU each costs seconds
@@ -339,9 +339,8 @@ def _start(config: TrainConfig, images: Tensor | None) -> VAE:
 
 @torch.no_grad()
 def _fit_prior(model: VAE, images: Tensor, seed: int) -> None:
-    posteriors = [model.encode(part) for part in images.split(1000)]
-    mean, scale = (torch.cat([getattr(q, name) for q in posteriors]) for name in ("mean", "stddev"))
-    model.prior.fit(mean, scale, torch.Generator().manual_seed(seed_of(seed, "prior")))
+    posterior = encode_in_chunks(model, images, 1000)
+    model.prior.fit(posterior.mean, posterior.stddev, torch.Generator().manual_seed(seed_of(seed, "prior")))
 
 
 def _before(config: TrainConfig) -> list[dict]:

@@ -157,6 +157,13 @@ def elbo(model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Ten
 CHUNK_SIZE = 64  # latents decoded at once when nobody asks for another number; 256 are slower on a CPU
 
 
+def encode_in_chunks(model: VAE, x: Tensor, chunk_size: int) -> Normal:
+    """As `model.encode`, so many images at once."""
+    posteriors = [model.encode(part) for part in x.split(chunk_size)]
+    mean, stddev = (torch.cat([getattr(q, name) for q in posteriors]) for name in ("mean", "stddev"))
+    return Normal(mean, stddev, validate_args=False)
+
+
 def iwae(
     model: VAE,
     x: Tensor,
@@ -184,10 +191,7 @@ def iwae(
     chunk_size = CHUNK_SIZE if chunk_size is None else chunk_size
     if num_samples < 1 or chunk_size < 1:
         raise ValueError(f"num_samples and chunk_size are at least 1, not {num_samples} and {chunk_size}")
-    posteriors = [model.encode(part) for part in x.split(chunk_size)]
-    posterior = Normal(
-        torch.cat([q.mean for q in posteriors]), torch.cat([q.stddev for q in posteriors]), validate_args=False
-    )
+    posterior = encode_in_chunks(model, x, chunk_size)
     at_once = max(1, chunk_size // max(1, len(x)))  # samples of the whole batch that fit one chunk
     log_weights = []
     for first in range(0, num_samples, at_once):

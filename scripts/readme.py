@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
@@ -41,6 +42,10 @@ PUBLISHED = [
     ("regrowing (non-doubling) VNCA", "−89.3", REPRODUCTION),
     ("regrowing (non-doubling) VNCA", "−90.97", PAPER),
 ]
+
+
+# The runs of the paper's size, which want a GPU: the name of the weights and the preset that trains them.
+WANTED = {"doubling-mnist": "best", "best-mnist": "refine", "regrowing-mnist": "regrow"}
 
 
 def repository() -> str:
@@ -115,6 +120,34 @@ def own_row(run: dict, folder: str) -> str:
     )
 
 
+def wanted_row(name: str, preset: str) -> str:
+    """A row for weights that are still to be trained."""
+    import torch
+
+    from vnca.presets import PRESETS
+    from vnca.vae import build
+
+    config = PRESETS[preset].config
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build(config.model).decoder.parameters())
+    planned = {"model": config.model.decoder, "config": {"model": asdict(config.model), "training": config.to_dict()}}
+    return (
+        f"| **{kind(planned)}**, the paper's size | not trained yet | | {parameters:,} "
+        f"| planned: {config.updates:,} updates of {config.batch_size} images on a GPU | preset `{preset}` |"
+    )
+
+
+def note_on_images() -> str:
+    """How much easier the images of the shorter evaluations are, by a model that was evaluated on these and on all."""
+    found = result("recipes")
+    part, whole = found["rows"]["not at all"], result(found["start"])
+    return (
+        f"Rows of {part['images']:,} images share the same ones, drawn at random, and these are easier than most: "
+        f"`{found['start']}` has {signed(part['nats'])} on them and {signed(whole['nats'])} on all "
+        f"{whole['images']:,}. Compare such rows with each other only."
+    )
+
+
 def render_results(page: str) -> str:
     """One table for each data set and split; the published figures stand with the set they were measured on."""
     # A page of the book does not have the folder beside it.
@@ -131,7 +164,11 @@ def render_results(page: str) -> str:
         lines += ["| model | nats | ELBO | decoder parameters | training | from |", "|---|---|---|---|---|---|"]
         lines += [own_row(run, folder) for run in group]
         if (data, split) == ("binarized-mnist", "test"):
+            missing = {name: preset for name, preset in WANTED.items() if name not in {run["name"] for run in group}}
+            lines += [wanted_row(name, preset) for name, preset in missing.items()]
             lines += [f"| {model} | {nats} | | | | {source} |" for model, nats, source in PUBLISHED]
+            if len({run["images"] for run in group}) > 1:
+                lines += ["", note_on_images()]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -320,7 +357,7 @@ Training, the last run first:
 
 {runs}
 
-All of it is in `config.json` beside this file and in `results/{name}.json`.
+The settings of each run are in `config.json` beside this file and in `results/{name}.json`.
 
 It knows white digits on black of 28 × 28 pixels and nothing else; of other images it makes digits. It was made for
 teaching, and is no judge of whether an image is a digit. The figures are means over images with their standard error.

@@ -55,7 +55,21 @@ def test_own_results_come_first_best_on_top(results):
         "| 100,000 updates, 61 min, one H200 | [doubling-mnist](results/doubling-mnist.json) |"
     )
     assert "−90.00" in rows[1]
-    assert len(rows) == 2 + len(readme.PUBLISHED)
+    wanted = [row for row in rows if "not trained yet" in row]
+    assert rows[2:4] == wanted, "and not the row of doubling-mnist, which is there"
+    assert "| **doubling VNCA, learned prior, importance-weighted training**, the paper's size |" in wanted[0]
+    assert "| 1,182,208 | planned: 5,000 updates of 32 images on a GPU | preset `refine` |" in wanted[0]
+    assert len(rows) == 4 + len(readme.PUBLISHED)
+
+
+def test_rows_of_some_images_come_with_what_these_images_change(results, tmp_path):
+    results(name="conv-mnist", model="conv", nats=-86.45)
+    assert "easier" not in readme.render_results("README.md")
+    results(name="brief", images=1000)
+    found = {"start": "conv-mnist", "rows": {"not at all": {"images": 1000, "nats": -85.67}}}
+    (tmp_path / "results" / "recipes.json").write_text(json.dumps(found))
+    note = readme.render_results("README.md").splitlines()[-1]
+    assert "`conv-mnist` has −85.67 on them and −86.45 on all 10,000." in note
 
 
 def test_pages_of_the_book_link_to_the_repository(results, monkeypatch):

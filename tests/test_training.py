@@ -300,7 +300,8 @@ def test_init_from_takes_weights_alone(tmp_path, capsys):
     config = json.loads((second / "config.json").read_text())
     assert config["training"]["init_from"] == str(first)
     (before,) = config["run"]["before"]
-    assert before == {"init_from": str(first), **json.loads((first / "config.json").read_text())["run"]}
+    theirs = json.loads((first / "config.json").read_text())
+    assert before == {"init_from": str(first), **theirs["run"], "training": theirs["training"]}
     capsys.readouterr()
     assert main(["train", "--out", str(tmp_path / "x"), "--init-from", "doubling-mnist-small"]) == 2
     assert "are of another model: ModelConfig(decoder='doubling', latent_size=64" in one_line_error(capsys)

@@ -344,12 +344,16 @@ def _fit_prior(model: VAE, images: Tensor, seed: int) -> None:
 
 
 def _before(config: TrainConfig) -> list[dict]:
-    """The records of the runs whose weights this one starts from; each has those before it in itself."""
+    """The records and settings of the runs whose weights this one starts from; each has those before it in itself."""
     named = {"init_from": config.init_from, "encoder_from": config.encoder_from}
-    return [
-        {option: weights, **pretrained.read_config(pretrained.find(weights)).get("run", {})}
+    found = {
+        option: (weights, pretrained.read_config(pretrained.find(weights)))
         for option, weights in named.items()
         if weights is not None
+    }
+    return [
+        {option: weights, **theirs.get("run", {}), **{key: theirs[key] for key in ("training",) if key in theirs}}
+        for option, (weights, theirs) in found.items()
     ]
 
 

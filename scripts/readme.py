@@ -185,9 +185,9 @@ def at_steps(curve: dict, values: list, steps: tuple[int, ...]) -> str:
 
 
 def readable(value: float | None) -> str:
-    """A figure of the measurement of healing; None stands for numbers too large for float32."""
+    """A figure of the measurement of healing; None stands for cells whose numbers are too large for float32."""
     if value is None:
-        return "too large"
+        return "overflow"
     return f"{value:.3f}" if value < 1000 else f"{value:.0e}"
 
 
@@ -203,6 +203,11 @@ def render_healing() -> str:
     for share in ("25%", "50%", "75%"):
         rows[f"error, {share} damaged"] = [
             at_steps(curve, curve["error"]["everywhere"], (0, 16, 64, 256))
+            for curve in (parts[f"recovery {share}"] for parts in columns.values())
+        ]
+    for share in ("25%", "50%", "75%"):
+        rows[f"wrong pixels in the hole, {share} damaged"] = [
+            at_steps(curve, curve["flips"]["inside"], (0, 16, 64, 256))
             for curve in (parts[f"recovery {share}"] for parts in columns.values())
         ]
     rows["error, 25% five times"] = [

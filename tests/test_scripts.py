@@ -150,16 +150,23 @@ def test_the_table_of_healing_reads_each_figure_at_its_step(results, tmp_path):
     stay = curve([0, 50, 200, 1000], bits_per_pixel=[0.1, 23456.0, None, 3.0])
     errors = {"everywhere": [0.5, 0.4, 0.31, 0.22, 0.13], "inside": [9.0] * 5}
     rounds = [{"steps": [0, 16, 64], "error": {"everywhere": [value] * 3}} for value in (0.9, 0.8)]
-    parts = {"stability": stay, **{f"recovery {share}%": curve(recovery, error=errors) for share in (25, 50, 75)}}
+    parts = {
+        "stability": stay,
+        **{
+            f"recovery {share}%": curve(recovery, error=errors, flips={"inside": [0.2, 0.19, 0.18, 0.17, None]})
+            for share in (25, 50, 75)
+        },
+    }
     entry = {"images": 7, "data": "digits", "parts": parts | {"repeated": curve([], rounds=rounds)}}
     (tmp_path / "results" / "healing.json").write_text(json.dumps({"one": entry, "two": entry}))
     table = readme.render_healing().splitlines()
     assert table[0] == "| | `one` | `two` |"
     assert table[2] == "| bits per pixel, grown | 0.100 | 0.100 |"
     assert table[3] == "| 50 steps later | 2e+04 | 2e+04 |"
-    assert table[4] == "| 200 steps later | too large | too large |"
+    assert table[4] == "| 200 steps later | overflow | overflow |"
     assert "| error, 50% damaged | 0.500 → 0.310 → 0.220 → 0.130 |" in table[7]
-    assert table[9].endswith("| 0.800 → 0.800 → 0.800 |")
+    assert "| wrong pixels in the hole, 75% damaged | 0.200 → 0.180 → 0.170 → overflow |" in table[11]
+    assert table[12].endswith("| 0.800 → 0.800 → 0.800 |")
     assert table[-1] == "Means over 7 test images of `digits`, two cores, float32."
 
 

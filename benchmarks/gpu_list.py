@@ -8,7 +8,8 @@
 
 `--work` holds the runs with their checkpoints and stays on the machine; `--out` gets what is worth carrying away:
 weights in float16 with their configuration, the metrics, the figures. `--seconds` ends the call in time with all of it
-saved; exit code 3 then says that the line is not finished and wants the same call again.
+saved; exit code 3 then says that the line is not finished and wants the same call again. Only `throughput`, which takes
+minutes, begins anew.
 """
 
 import argparse
@@ -26,7 +27,6 @@ from safetensors.torch import load_file
 
 from vnca import data, files, hardware, objectives, training
 from vnca.__main__ import main as vnca
-from vnca.checkpoints import NAME as CHECKPOINT
 from vnca.presets import PRESETS, TrainConfig
 from vnca.vae import ModelConfig, build
 
@@ -129,7 +129,7 @@ def trained(line: str) -> Callable[[argparse.Namespace], bool]:
             config = replace(config, init_from=str(options.work / config.init_from))  # of an earlier line
         work = options.work / name
         try:
-            training.train(config, work, resume=(work / CHECKPOINT).exists(), overwrite=True)
+            training.train(config, work, resume=(work / "config.json").exists(), overwrite=True)
         except KeyboardInterrupt:
             return False
         finally:
@@ -137,17 +137,27 @@ def trained(line: str) -> Callable[[argparse.Namespace], bool]:
                 carry_away(work, options.out / name)
         weights, result = str(options.out / name), options.out / f"{name}.json"
         few = ["--num-samples", "2", "--limit", "4"] if options.tiny else []
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and hardware.has_bfloat16(hardware.best_device()):
             few += ["--bfloat16"]  # 33 PFLOP for the paper's model: in float32 it would take as long as the training
-        if not result.exists() and vnca(["evaluate", "--weights", weights, "--out", str(result), *few]):
-            return False
+        if not result.exists():
+            code = vnca(["evaluate", "--weights", weights, "--out", str(result), *few])
+            if code:
+                return unfinished(code, options)
         if config.model.decoder != "conv":
             few = ["--limit", "4"] if options.tiny else []
-            return healing.main([weights, "--out", str(options.out / "healing.json"), *few]) == 0
+            code = healing.main([weights, "--out", str(options.out / "healing.json"), *few])
+            return unfinished(code, options) if code else True
         return True
 
     run.__doc__ = f"Train `{preset}` as {name}, then measure it on the test set."
     return run
+
+
+def unfinished(code: int, options: argparse.Namespace) -> bool:
+    """False, so that the call is repeated, if the time was up; what failed by itself would only fail again."""
+    if not options.cut:
+        raise SystemExit(code)
+    return False
 
 
 def carry_away(work: Path, out: Path) -> None:
@@ -173,8 +183,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.work = options.work or options.out / "runs"
     options.out.mkdir(parents=True, exist_ok=True)
+    options.cut = False
     if options.seconds:
-        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+        def cut(*_) -> None:
+            options.cut = True
+            signal.raise_signal(signal.SIGINT)
+
+        signal.signal(signal.SIGALRM, cut)
         signal.alarm(options.seconds)
     for name in LINES if options.line == "all" else [options.line]:
         print(f"== {name}: {LINES[name].__doc__.splitlines()[0]}", flush=True)

@@ -23,6 +23,27 @@ def test_every_line_runs_at_tiny_size(line, tmp_path):
         assert not list(out.rglob(CHECKPOINT)), "checkpoints are too large to carry"
 
 
+def test_what_would_fail_again_is_not_called_unfinished(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_list, "vnca", lambda arguments: 2)
+    command = ["conv", "--tiny", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "runs")]
+    with pytest.raises(SystemExit) as failure:
+        gpu_list.main(command)
+    assert failure.value.code == 2
+
+
+def test_an_evaluation_that_was_cut_is_unfinished(tmp_path, monkeypatch):
+    def cut(arguments):
+        try:
+            gpu_list.signal.raise_signal(gpu_list.signal.SIGALRM)
+        except KeyboardInterrupt:
+            return 1
+
+    monkeypatch.setattr(gpu_list, "vnca", cut)
+    command = ["conv", "--tiny", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "runs"), "--seconds", "1000"]
+    assert gpu_list.main(command) == gpu_list.UNFINISHED
+    gpu_list.signal.alarm(0)
+
+
 def test_a_line_that_was_cut_goes_on(tmp_path, monkeypatch):
     command = ["small", "--tiny", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "runs")]
     step = gpu_list.training._Run.step

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 import vnca
 from vnca import __main__ as command_line
-from vnca import checkpoints, hardware, plotting, pretrained, training
+from vnca import checkpoints, hardware, objectives, plotting, pretrained, training
 from vnca.__main__ import main
 from vnca.packing import PackedImages
 from vnca.presets import PRESETS, Preset, TrainConfig
@@ -277,6 +278,90 @@ def test_one_update_that_is_not_finite_is_skipped_and_counted(monkeypatch):
     assert not same(before, run.objective.state_dict())
     record = run.record(1.0)
     assert record["skipped"] == 1 and math.isfinite(record["loss"]) and run.skips.tolist() == [0, 1]
+
+
+def spoil(monkeypatch, updates):
+    """Let the gradients of these updates, counted from 0, be infinite."""
+    draw = objectives.Elbo.draw
+
+    def drawn(self, x, generator, host, update=0):
+        found = draw(self, x, generator, host, update)
+        return found | ({"noise": torch.full_like(found["noise"], math.inf)} if update in updates else {})
+
+    monkeypatch.setattr(objectives.Elbo, "draw", drawn)
+
+
+def test_a_skipped_update_at_the_end_costs_nothing_of_what_came_before(tmp_path, monkeypatch):
+    spoil(monkeypatch, {7})
+    model = training.train(TINY, tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())["run"]
+    assert (saved["updates"], saved["skipped"]) == (8, 1)
+    assert same({key: value.cpu() for key, value in model.state_dict().items()}, weights(tmp_path))
+
+
+def test_no_checkpoint_is_written_while_updates_are_skipped(tmp_path, monkeypatch):
+    spoil(monkeypatch, {3, 4})
+    written, save = [], training.checkpoints.save
+    monkeypatch.setattr(
+        training.checkpoints, "save", lambda *arguments: (written.append(arguments[-1]["update"]), save(*arguments))
+    )
+    training.train(TINY, tmp_path, checkpoint_minutes=1e-9)
+    assert written == [0, 1, 2, 3, 6, 7, 8, 8], "after updates 4 and 5 there was none"
+
+
+def test_what_a_killed_run_was_about_to_write_is_removed(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(TINY, tmp_path)
+    (tmp_path / "model.safetensors.123.part").touch()
+    training.train(TINY, tmp_path, resume=True)
+    assert not list(tmp_path.glob("*.part"))
+    (tmp_path / "model.safetensors.123.part").touch()
+    training.train(TINY, tmp_path, overwrite=True)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_resumed_run_needs_no_more_the_weights_it_started_from(tmp_path, monkeypatch):
+    first, second = tmp_path / "first", tmp_path / "second"
+    training.train(TINY, first)
+    config = replace(TINY, init_from=str(first))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(config, second)
+    before = json.loads((second / "config.json").read_text())["run"]["before"]
+    shutil.rmtree(first)
+    training.train(config, second, resume=True)
+    assert json.loads((second / "config.json").read_text())["run"]["before"] == before and len(before) == 1
+
+
+def test_the_record_names_each_machine_that_trained(tmp_path, monkeypatch):
+    def record(machine, updates=None):
+        with monkeypatch.context() as patch:
+            patch.setattr(hardware, "describe", lambda device: machine)
+            patch.setattr(hardware, "commit", lambda: f"commit of {machine}")
+            if updates is None:
+                training.train(TINY, tmp_path, resume=True)
+            else:
+                stop_after(patch, updates)
+                with pytest.raises(KeyboardInterrupt):
+                    training.train(TINY, tmp_path, resume=updates > 2)
+        run = json.loads((tmp_path / "config.json").read_text())["run"]
+        return run["hardware"], run["commit"]
+
+    assert record("GPU", 2)[0] == "GPU"
+    assert record("GPU", 4)[0] == "GPU"
+    assert record("CPU") == ("GPU, then CPU", "commit of CPU")
+    assert record("laptop") == ("GPU, then CPU", "commit of CPU"), "nothing was left to train"
+
+
+@pytest.mark.parametrize("given", [["--updates", "2"], ["--minutes", "0.001"]])
+def test_one_bound_of_a_run_takes_the_place_of_the_other(tmp_path, monkeypatch, given):
+    for index, config in enumerate((TINY, replace(TINY, updates=None, minutes=1.0))):
+        monkeypatch.setattr(command_line, "PRESETS", {"quick": Preset(config, "tiny")})
+        assert main(["train", "--out", str(tmp_path / str(index)), *given]) == 0
+    assert main(["train", "--out", str(tmp_path / "x"), "--updates", "2", "--minutes", "1"]) == 2
 
 
 def test_weights_are_averaged_with_the_decay_given():

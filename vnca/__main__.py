@@ -48,6 +48,8 @@ def _train(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if "minutes" in given:
         given.setdefault("updates", None)
+    elif "updates" in given:
+        given["minutes"] = None
     training.train(
         replace(config, **given),
         options.out,

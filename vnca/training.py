@@ -83,13 +83,16 @@ def train(
     accelerator = Accelerator(
         cpu=device.type == "cpu",  # else a Mac's GPU would be taken, on which nothing here was ever tried
         mixed_precision=hardware.precision(device),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        # The buffers, which are the pool, are the same in all processes by construction: nothing to send.
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
     )
     images = data.load(config.data, config.split).tensors[0]  # (N, 1, 28, 28)
     require_pixels(images)
     run = _Run(config, out, images, accelerator, recompute, compiled, resume)
     if resume:
         run.restore()
+        if accelerator.is_main_process:
+            _clear_unfinished(out)
     elif accelerator.is_main_process:
         _clear_folder(out)
     accelerator.wait_for_everyone()
@@ -127,7 +130,10 @@ class _Run:
                 f"a batch of {self.batch_size} images cannot be shared equally by {accelerator.num_processes} "
                 "processes: choose another number of processes"
             )
-        model = _start(config, None if resumed else images).to(accelerator.device, memory_format=torch.channels_last)
+        # A resumed run has all of it in its checkpoint, and the weights it once started from may be gone.
+        with_weights = replace(config, init_from=None, encoder_from=None) if resumed else config
+        model = _start(with_weights, None if resumed else images)
+        model = model.to(accelerator.device, memory_format=torch.channels_last)
         self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
         if recompute:
             _require_cells(model.decoder, "--recompute").recompute = True
@@ -144,7 +150,7 @@ class _Run:
         self.totals = torch.zeros(4, device=accelerator.device)  # since the last record: see `step`
         self.skips = torch.zeros(2, dtype=torch.int64, device=accelerator.device)  # in a row, and in all
         self.commit = hardware.commit()
-        self.before = _before(config)
+        self.before = [] if resumed else _before(config)
         processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
         self.hardware = hardware.describe(accelerator.device) + processes
 
@@ -159,7 +165,11 @@ class _Run:
         return self.config.fraction_at(self.update, self.seconds)
 
     def go(self, stopped: Callable[[], bool], interval: float, on_log: Callable[[dict], None]) -> None:
-        """Train to the end, or until `stopped()`; write a checkpoint every `interval` seconds and at the end."""
+        """Train to the end, or until `stopped()`; write a checkpoint every `interval` seconds and at the end.
+
+        None is written while updates are being skipped: if they all are from now on, the last one is worth more. But a
+        few skipped ones at the end, which changed no weight, must not cost what was learned before them.
+        """
         if self.update == 0:
             self.save()  # from the first moment there is something to resume
         started = saved = sampled = logged = time.monotonic()
@@ -174,16 +184,17 @@ class _Run:
                     if metrics is not None:
                         metrics.log(record)
                         on_log(record)
-                if time.monotonic() - saved > interval:
+                if time.monotonic() - saved > interval and self.skips[0] == 0:
                     self.save()
                     saved = time.monotonic()
                 if metrics is not None and time.monotonic() - sampled > SAMPLES_SECONDS:
                     metrics.samples(self.update, self.samples(16))
                     sampled = time.monotonic()
-            self.save()
+            if self.skips[0] < SKIPS:
+                self.save()
 
     def step(self) -> None:
-        """One update. An update whose gradient is not finite changes nothing and is counted."""
+        """One update. An update whose gradient is not finite changes no weight and is counted."""
         config, accelerator = self.config, self.accelerator
         self.objective.train()
         self.noise.manual_seed(seed_of(config.seed, "noise", self.update))
@@ -273,8 +284,8 @@ class _Run:
 
     def save(self) -> None:
         """Write the checkpoint, and the model so that `vnca.load` reads it."""
-        if not self.accelerator.is_main_process or self.skips[0] > 0:
-            return  # weights that give no finite gradient are not worth keeping
+        if not self.accelerator.is_main_process:
+            return
         progress = {"update": self.update, "seconds": self.seconds, "skipped": self.skips[1].item()}
         checkpoints.save(self.out, self.parts(), self.optimizer.optimizer, progress)
         pretrained.save(
@@ -297,6 +308,14 @@ class _Run:
         progress = checkpoints.restore(self.out, self.parts(), self.optimizer.optimizer)
         self.update, self.seconds = progress["update"], progress["seconds"]
         self.skips[1] = progress["skipped"]
+        theirs = pretrained.read_config(self.out)["run"]
+        self.before = theirs.get("before", [])
+        if self.fraction == 1:  # nothing is left to train
+            self.hardware, self.commit = theirs["hardware"], theirs["commit"]
+        elif theirs["hardware"].split(", then ")[-1] != self.hardware:
+            self.hardware = f"{theirs['hardware']}, then {self.hardware}"
+        else:
+            self.hardware = theirs["hardware"]
 
     def parts(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint holds besides the optimizer's state."""
@@ -376,8 +395,15 @@ def _check(config: TrainConfig, out: Path, resume: bool, overwrite: bool, checkp
         raise ValueError(f"--out {out} already has files: add --resume to go on, or --overwrite to start anew")
 
 
+def _clear_unfinished(out: Path) -> None:
+    """Remove files that a killed run was about to write."""
+    for left in out.glob("*.part"):
+        left.unlink()
+
+
 def _clear_folder(out: Path) -> None:
     """Make the folder, without the files of an earlier run."""
+    _clear_unfinished(out)
     for name in (checkpoints.NAME, "metrics.jsonl", "model.safetensors", "config.json", "samples.png"):
         (out / name).unlink(missing_ok=True)
     for events in out.glob("tensorboard/events.*"):

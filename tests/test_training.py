@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vnca
 from vnca import __main__ as command_line
@@ -92,6 +93,8 @@ def test_a_run_leaves_its_files_and_evaluate_and_sample_work_on_them(tmp_path, c
         "samples.png",
         "tensorboard",
     }
+    board = EventAccumulator(str(out / "tensorboard")).Reload()
+    assert [image.step for image in board.Images("samples")] == [8], "at the end, however short the run"
     config = json.loads((out / "config.json").read_text())
     assert config["training"]["data"] == "digits" and config["run"]["images_seen"] == 32
     result = tmp_path / "result.json"

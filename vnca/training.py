@@ -192,6 +192,8 @@ class _Run:
                     sampled = time.monotonic()
             if self.skips[0] < SKIPS:
                 self.save()
+            if metrics is not None and self.fraction == 1:
+                metrics.samples(self.update, self.samples(16))
 
     def step(self) -> None:
         """One update. An update whose gradient is not finite changes no weight and is counted."""

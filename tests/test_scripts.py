@@ -141,6 +141,14 @@ def test_what_a_preset_promises_was_measured(name, weights):
     assert preset.hardware.split()[-1] in run["hardware"]
 
 
+def test_the_best_small_model_is_above_the_published_ones_as_chapter_4_says():
+    run = json.loads((readme.ROOT / "results" / "best-mnist-small.json").read_text())
+    published = [float(nats.replace("−", "-")) for model, nats, _ in readme.PUBLISHED if model == "doubling VNCA"]
+    assert len(published) == 2 and run["nats"] > max(published)
+    assert (run["images"], run["num_samples"]) == (10_000, 128), "as the published ones"
+    assert 15.5 <= 1_182_208 / run["parameters"]["decoder"] < 16.5, "sixteen times the parameters"
+
+
 def curve(steps, **values):
     return {"steps": steps, **values, "hardware": "two cores, float32"}
 

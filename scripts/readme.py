@@ -200,16 +200,12 @@ def render_healing() -> str:
         rows["bits per pixel, grown" if step == 0 else f"{step:,} steps later"] = [
             at_steps(parts["stability"], parts["stability"]["bits_per_pixel"], (step,)) for parts in columns.values()
         ]
-    for share in ("25%", "50%", "75%"):
-        rows[f"error, {share} damaged"] = [
-            at_steps(curve, curve["error"]["everywhere"], (0, 16, 64, 256))
-            for curve in (parts[f"recovery {share}"] for parts in columns.values())
-        ]
-    for share in ("25%", "50%", "75%"):
-        rows[f"wrong pixels in the hole, {share} damaged"] = [
-            at_steps(curve, curve["flips"]["inside"], (0, 16, 64, 256))
-            for curve in (parts[f"recovery {share}"] for parts in columns.values())
-        ]
+    for label, measure, place in (("error", "error", "everywhere"), ("wrong pixels in the hole", "flips", "inside")):
+        for share in ("25%", "50%", "75%"):
+            rows[f"{label}, {share} damaged"] = [
+                at_steps(curve, curve[measure][place], (0, 16, 64, 256))
+                for curve in (parts[f"recovery {share}"] for parts in columns.values())
+            ]
     rows["error, 25% five times"] = [
         at_steps(curve, curve["error"]["everywhere"], (0, 16, 64))
         for curve in (parts["repeated"]["rounds"][-1] for parts in columns.values())

@@ -130,10 +130,7 @@ class _Run:
                 f"a batch of {self.batch_size} images cannot be shared equally by {accelerator.num_processes} "
                 "processes: choose another number of processes"
             )
-        # A resumed run has all of it in its checkpoint, and the weights it once started from may be gone.
-        with_weights = replace(config, init_from=None, encoder_from=None) if resumed else config
-        model = _start(with_weights, None if resumed else images)
-        model = model.to(accelerator.device, memory_format=torch.channels_last)
+        model = _start(config, None if resumed else images).to(accelerator.device, memory_format=torch.channels_last)
         self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
         if recompute:
             _require_cells(model.decoder, "--recompute").recompute = True
@@ -328,7 +325,7 @@ def _start(config: TrainConfig, images: Tensor | None) -> VAE:
     """The model that training starts from.
 
     A prior to be learned starts as that of `init_from`, or else fitted to the posteriors of the images. None instead of
-    them leaves it as it is: a checkpoint will be put over it.
+    them leaves all weights random: a checkpoint will be put over them, and those the run started from may be gone.
 
     Raises:
         ValueError: if `init_from` or `encoder_from` names no weights, or those of another model or encoder.
@@ -336,6 +333,8 @@ def _start(config: TrainConfig, images: Tensor | None) -> VAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build(config.model)
+    if images is None:
+        return model
     components = config.model.components  # of a prior that nobody has fitted yet
     if config.init_from is not None:
         theirs = ModelConfig(**pretrained.read_config(pretrained.find(config.init_from))["model"])
@@ -353,7 +352,7 @@ def _start(config: TrainConfig, images: Tensor | None) -> VAE:
                 f"the weights {config.encoder_from} have another encoder, of {sizes[0]} parameters, not {sizes[1]}: "
                 "it needs the same latent_size and encoder_width"
             ) from None
-    if components and images is not None:
+    if components:
         _fit_prior(model, images, config.seed)
     return model
 
@@ -367,15 +366,13 @@ def _fit_prior(model: VAE, images: Tensor, seed: int) -> None:
 def _before(config: TrainConfig) -> list[dict]:
     """The records and settings of the runs whose weights this one starts from; each has those before it in itself."""
     named = {"init_from": config.init_from, "encoder_from": config.encoder_from}
-    found = {
-        option: (weights, pretrained.read_config(pretrained.find(weights)))
-        for option, weights in named.items()
-        if weights is not None
-    }
-    return [
-        {option: weights, **theirs.get("run", {}), **{key: theirs[key] for key in ("training",) if key in theirs}}
-        for option, (weights, theirs) in found.items()
-    ]
+    records = []
+    for option, weights in named.items():
+        if weights is not None:
+            theirs = pretrained.read_config(pretrained.find(weights))
+            settings = {"training": theirs["training"]} if "training" in theirs else {}
+            records.append({option: weights, **theirs.get("run", {}), **settings})
+    return records
 
 
 def _require_cells(decoder: torch.nn.Module, option: str) -> CellDecoder:

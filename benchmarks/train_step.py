@@ -36,7 +36,7 @@ MODELS = {
     "paper": ModelConfig(),
     "tiny": ModelConfig("doubling", 4, 1, {"hidden": 4, "steps": 1}),
 }
-BATCHES = {"cpu": {"small": [64], "paper": [8]}, "cuda": {"small": [64, 1024], "paper": [128, 32, 512]}}
+BATCHES = {"cpu": {"small": [64], "paper": [8]}, "cuda": {"small": [64, 1024], "paper": [128, 64, 512]}}
 BASES = {
     "product": "a product of two large matrices alone, in the arithmetic of `ours`",
     "plain": "the model written the obvious way: float32, eager, nothing arranged in memory",
@@ -44,12 +44,13 @@ BASES = {
 }
 CHANGES = {
     "tf32": "lets float32 products be rounded to TF32",
+    "layers": "takes the steps layer by layer instead of in fused kernels",
     "recompute": "computes each step a second time in the backward pass",
     "cudnn": "lets cuDNN try its algorithms for convolutions first",
     "matrix": "writes 1 × 1 convolutions as matrix products",
     "compile": "compiles the update",
     "autotune": "compiles the update, trying kernels first",
-    "graph": "records the whole step as one CUDA graph",
+    "graph": "replays the whole step as one CUDA graph",
 }
 ROWS = {
     "cpu": ["product", "plain", "ours"],
@@ -57,15 +58,13 @@ ROWS = {
         "product",
         "plain",
         "plain+tf32",
-        "ours",
-        "ours+recompute",
-        "ours+cudnn",
+        "ours+cudnn+graph",
         "ours+graph",
-        "ours+compile",
+        "ours",
+        "ours+layers+graph",
+        "ours+layers",
+        "ours+recompute",
         "ours+compile+graph",
-        "ours+autotune",
-        "ours+matrix+autotune",
-        "ours+matrix+autotune+graph",
     ],
 }
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
@@ -148,6 +147,7 @@ def our_step(config: ModelConfig, batch_size: int, device: torch.device, changes
     model = build(config).to(device, memory_format=torch.channels_last)
     start_moving(model)
     model.decoder.recompute = "recompute" in changes
+    model.decoder.fuse = "layers" not in changes
     if "matrix" in changes:
         for layer in model.decoder.update.modules():
             if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):

@@ -4,8 +4,9 @@ All are built for images of 28 × 28 pixels, worked on as 32 × 32 (two pixels o
 doublings lead from 2 × 2 to the whole.
 """
 
+import importlib.util
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from vnca.elu import ELU
 IMAGE_SIZE = 28
 BORDER = 2
 GRID_SIZE = IMAGE_SIZE + 2 * BORDER  # 32, a power of two
+FUSED_CHANNELS = (64, 128, 256)  # for which `vnca.fused` has kernels
 MAX_GRAPHS = 64  # of a compiled update: 5 sizes of grid, each with gradients and without, and to spare
 
 
@@ -82,12 +84,14 @@ class CellDecoder(nn.Module):
         update: maps a cell state to its change, both `(B, C, H, W)`.
         recompute: compute each step a second time in the backward pass instead of keeping what is inside it. A step
             then keeps its state alone; training takes about a third more time. False unless set.
+        fuse: take the steps by the kernels of `vnca.fused` where they can. True unless set.
     """
 
     latent_size: int
     channels: int
     update: nn.Module
     recompute = False
+    fuse = True
 
     def seed(self, z: Tensor, size: int) -> Tensor:
         """The first grid, with the latent in the last channels of every cell: `(B, D)` -> `(B, C, size, size)`.
@@ -103,6 +107,28 @@ class CellDecoder(nn.Module):
         if self.recompute and torch.is_grad_enabled():
             return state + checkpoint(self.update, state, use_reentrant=False, preserve_rng_state=False)
         return state + self.update(state)
+
+    def stepper(self) -> Callable[[Tensor], Tensor]:
+        """What takes all steps of one growth: `step`, or on a GPU where it can, the same in fewer kernels."""
+        if self.recompute or not self.fuse or not _can_fuse(self.update):
+            return self.step
+        from vnca.fused import FusedSteps  # needs Triton
+
+        return FusedSteps(self.update, torch.bfloat16)
+
+
+def _can_fuse(update: nn.Module) -> bool:
+    """Whether `vnca.fused` has kernels for an update, here and under the present autocast."""
+    if not isinstance(update, cells.Update) or not next(update.parameters()).is_cuda:
+        return False
+    channels, hidden = update.layers[0].in_channels, update.layers[0].out_channels
+    return (
+        channels == hidden in FUSED_CHANNELS
+        and len(update.layers) > 2  # it has residual blocks
+        and torch.is_autocast_enabled("cuda")
+        and torch.get_autocast_dtype("cuda") == torch.bfloat16
+        and importlib.util.find_spec("triton") is not None
+    )
 
 
 def compile_update(decoder: CellDecoder, **options) -> None:
@@ -124,6 +150,7 @@ def compile_update(decoder: CellDecoder, **options) -> None:
     from torch import _dynamo  # takes seconds to import, and few need it
 
     _dynamo.config.cache_size_limit = max(MAX_GRAPHS, _dynamo.config.cache_size_limit)
+    decoder.fuse = False
     decoder.update.compile(fullgraph=True, dynamic=False, **options)
 
 
@@ -172,12 +199,13 @@ class DoublingDecoder(CellDecoder):
         Raises:
             ValueError: if `z` has another shape.
         """
+        step = self.stepper()
         state = self.seed(z, 2)  # (B, C, 2, 2)
         for event, _ in self.schedule():
             if event == "double":
                 state = cells.double(state)  # (B, C, H, W) -> (B, C, 2H, 2W)
             elif event == "step":
-                state = self.step(state)
+                state = step(state)
             yield state
 
     def forward(self, z: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ REGROW = replace(
     clip=1.0,
 )
 
-BEST = replace(PAPER, updates=25_000, batch_size=128, learning_rate=5e-4, warmup=500, schedule="cosine", ema=0.999)
+BEST = replace(PAPER, updates=50_000, batch_size=64, learning_rate=4e-4, warmup=500, schedule="cosine", ema=0.999)
 REFINE = replace(
     BEST,
     model=ModelConfig(components=500),

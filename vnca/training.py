@@ -24,10 +24,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vnca import checkpoints, data, hardware, pretrained
 from vnca.decoders import CellDecoder, compile_update
 from vnca.metrics import Metrics
-from vnca.objectives import objective
+from vnca.objectives import Terms, objective
 from vnca.packing import PackedImages
 from vnca.pictures import save_png
 from vnca.presets import TrainConfig
+from vnca.recording import Recorded
 from vnca.seeds import seed_of
 from vnca.vae import VAE, ModelConfig, build, encode_in_chunks, require_pixels
 
@@ -97,7 +98,8 @@ def train(
         _clear_folder(out)
     accelerator.wait_for_everyone()
     accelerator.print(f"{config.data} {config.split}: {len(images):,} images; {run.hardware}")
-    with _signals_wait() as stopped:
+    # All batches have the same shape, so a GPU's library may try its algorithms for convolutions first.
+    with _signals_wait() as stopped, torch.backends.cudnn.flags(enabled=True, benchmark=True):
         run.go(stopped, 60 * checkpoint_minutes, on_log)
     if run.fraction < 1:
         accelerator.print(f"stopped after update {run.update}; go on with --resume")
@@ -132,6 +134,8 @@ class _Run:
             )
         model = _start(config, None if resumed else images).to(accelerator.device, memory_format=torch.channels_last)
         self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+        if self.averaged:  # asked for in every update, and a GPU would have to be waited for
+            self.averaged.n_averaged = self.averaged.n_averaged.cpu()
         if recompute:
             _require_cells(model.decoder, "--recompute").recompute = True
         if compiled:
@@ -139,6 +143,7 @@ class _Run:
         self.objective = objective(model, config.lessons, config.samples).to(accelerator.device)
         optimizer = torch.optim.Adam(self.objective.parameters(), lr=config.learning_rate, fused=True)
         self.parallel, self.optimizer = accelerator.prepare(self.objective, optimizer)
+        self.recorded = Recorded(self.forward_and_backward, [*self.objective.parameters()])
         self.noise = torch.Generator(accelerator.device)  # of what is drawn where the images live
         self.host = torch.Generator()  # of what is drawn on the CPU
         self.order = (-1, torch.empty(0))  # epoch, its permutation of the images
@@ -200,10 +205,10 @@ class _Run:
         self.host.manual_seed(seed_of(config.seed, "host", self.update))
         x = torch.bernoulli(self.batch(), generator=self.noise)  # (B, 1, 28, 28)
         drawn = self.objective.draw(x, self.noise, self.host, self.update)
-        terms = self.parallel(**self.share(drawn))
-        loss = config.kl_weight_at(self.update) * terms.kl - terms.log_likelihood + terms.penalty  # (b,)
-        self.optimizer.zero_grad()
-        accelerator.backward(loss.mean())
+        shared = self.share(drawn)
+        kl_weight = torch.full((), config.kl_weight_at(self.update), device=accelerator.device)
+        forward_and_backward = self.recorded if self.can_replay(shared) else self.forward_and_backward
+        terms, loss = forward_and_backward(kl_weight=kl_weight, **shared)
         norm = accelerator.clip_grad_norm_(self.objective.parameters(), config.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.update, self.fraction)
@@ -220,6 +225,19 @@ class _Run:
         # Only fresh samples tell the ELBO; a loss that is not finite has no mean.
         self.totals += torch.stack([(t * terms.fresh).sum() for t in terms_of_fresh]).masked_fill(bad, 0)
         self.update += 1
+
+    def forward_and_backward(self, kl_weight: Tensor, **shared: Tensor | int) -> tuple[Terms, Tensor]:
+        """The terms and the loss, `(b,)`, of this process's share; leaves the gradients with the parameters."""
+        terms = self.parallel(**shared)
+        loss = kl_weight * terms.kl - terms.log_likelihood + terms.penalty  # (b,)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss.mean())
+        return terms, loss
+
+    def can_replay(self, shared: dict[str, Tensor | int]) -> bool:
+        """Whether every update launches the same kernels, so that a CUDA graph can replay them."""
+        alone = self.accelerator.device.type == "cuda" and self.accelerator.num_processes == 1
+        return alone and self.accelerator.scaler is None and all(isinstance(v, Tensor) for v in shared.values())
 
     def batch(self) -> Tensor:
         """The images of the next update, `(B, 1, 28, 28)`: each epoch is a fresh permutation of the whole set."""

@@ -1,0 +1,91 @@
+"""What only an NVIDIA GPU can do: kernels against layers, and updates that are replayed against ordinary ones."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vnca import load, training
+from vnca.decoders import DoublingDecoder, crop
+from vnca.presets import TrainConfig
+from vnca.recording import EAGER
+from vnca.vae import ModelConfig
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0),
+    reason="needs an NVIDIA GPU, Ampere on",
+)
+
+
+def gradients(decoder, z, target, fuse, dtype):
+    decoder.fuse = fuse
+    decoder.zero_grad()
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        logits = decoder(z)
+    (logits.float() * target).sum().backward()
+    return logits.detach().float(), torch.cat([p.grad.flatten() for p in decoder.parameters()])
+
+
+@pytest.mark.parametrize("channels", [64, 128, 256])
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_fused_steps_are_as_exact_as_layers(channels, batch_size):
+    torch.manual_seed(0)
+    decoder = DoublingDecoder(channels, channels, steps=2).cuda().to(memory_format=torch.channels_last)
+    torch.nn.init.normal_(decoder.update.layers[-1].weight, std=0.02)
+    z = torch.randn(batch_size, channels, device="cuda")
+    target = torch.randn(batch_size, 1, 28, 28, device="cuda")
+    exact = gradients(decoder, z, target, False, torch.float32)
+    layers = gradients(decoder, z, target, False, torch.bfloat16)
+    fused = gradients(decoder, z, target, True, torch.bfloat16)
+    for ours, theirs, truth in zip(fused, layers, exact, strict=True):
+        error, yardstick = ((t - truth).norm() / truth.norm() for t in (ours, theirs))
+        assert 0 < error < max(1.2 * yardstick, 5e-3), (error, yardstick)
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        assert torch.allclose(decoder(z).float(), fused[0], rtol=1e-2, atol=1e-2)
+
+
+def test_a_fused_growth_shows_every_step():
+    decoder = DoublingDecoder(64, 64, steps=2).cuda()
+    torch.nn.init.normal_(decoder.update.layers[-1].weight, std=0.02)
+    z = torch.randn(2, 64, device="cuda")
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        states = list(decoder.grow(z))
+        logits = decoder(z)
+    assert len(states) == len(decoder.schedule())
+    assert torch.equal(crop(states[-1][:, :1]), logits)
+
+
+CONFIG = TrainConfig(
+    ModelConfig("doubling", 64, 4, {"hidden": 64, "steps": 2}), "digits", "train", 3 * EAGER, 16, 1e-3, kl_warmup=4
+)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_replayed_updates_learn_what_ordinary_ones_learn(tmp_path, monkeypatch, samples):
+    config = replace(CONFIG, samples=samples, kl_warmup=0) if samples > 1 else CONFIG
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    curves = {True: [], False: []}
+    for replay, curve in curves.items():
+        if not replay:
+            monkeypatch.setattr(training._Run, "can_replay", lambda run, shared: False)
+        training.train(config, tmp_path / str(replay), on_log=lambda record, curve=curve: curve.append(record["loss"]))
+    assert len(curves[True]) == config.updates
+    assert curves[True] == pytest.approx(curves[False], rel=2e-3)
+    weights = [load(tmp_path / str(replay)).state_dict() for replay in curves]
+    for name, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][name], rtol=0.1, atol=2e-3), name
+
+
+def test_a_replayed_run_goes_on_after_a_stop(tmp_path):
+    config = replace(CONFIG, updates=40)
+    seen = []
+
+    def stop(record):
+        seen.append(record["update"])
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train(config, tmp_path / "run", on_log=stop, checkpoint_minutes=1e-6)
+    training.train(config, tmp_path / "run", resume=True, on_log=stop)
+    assert seen == [20, 20, 40]  # the update that was not saved is done again

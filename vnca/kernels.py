@@ -1,0 +1,178 @@
+"""The two GPU kernels of `vnca.fused`, in Triton: a pointwise layer, and the gradients of its weights.
+
+Both multiply tall matrices, with one row for each cell, and work on tiles of rows. Which size of tile is fastest
+depends on the GPU and on the number of rows, so a few are tried the first time that a number of rows comes by.
+"""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+FEW_ROWS = 8192  # below, large tiles are too few to keep a GPU busy
+PROGRAMS = 264  # of the gradient's kernel: two for each multiprocessor of a large GPU
+
+
+def pointwise(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    *,
+    bias: Tensor | None = None,
+    elu: bool = False,
+    added: Tensor | None = None,
+    copy: Tensor | None = None,
+    backward: bool = False,
+    elu_result: Tensor | None = None,
+) -> None:
+    """A pointwise layer of all cells, `out = elu(x weightᵀ + bias) + added`, or a step of its backward pass.
+
+    Args:
+        x: `(N, C)`, bfloat16.
+        weight: `(C, C)`, bfloat16.
+        out: where the result goes, `(N, C)`. It must be none of the tensors that are read.
+        bias: `(C,)`, float32.
+        elu: whether to apply the ELU.
+        added: `(N, C)`.
+        copy: where the result goes a second time, `(N, C)`, rounded to the type of this tensor.
+        backward: multiply by `weight` and not by its transpose: `x` is the gradient of what the layer computed.
+        elu_result: what the ELU before that layer returned, `(N, C)`; `out` is then the gradient of what went into it.
+    """
+    rows, channels = x.shape
+
+    def programs(tile: dict) -> tuple[int]:
+        return (triton.cdiv(rows, tile["ROWS"]) * (channels // tile["COLUMNS"]),)
+
+    _pointwise[programs](
+        x, weight, bias, added, elu_result, out, copy, rows, CHANNELS=channels, ELU=elu, BACKWARD=backward
+    )
+
+
+def weight_gradients(gradients: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of the weights and biases of pointwise layers, in float32, always summed in the same order.
+
+    Args:
+        gradients: of what L layers computed, `(L, N, C)`, bfloat16.
+        inputs: of these layers, `(L, N, C)`, bfloat16.
+
+    Returns:
+        `(L, C, C)` and `(L, C)`.
+    """
+    layers, rows, channels = inputs.shape
+    columns = min(128, channels)
+    tiles = layers * (channels // columns)
+    parts = max(1, min(PROGRAMS // tiles, rows // 256))
+    weights = inputs.new_empty(parts, layers, channels, channels, dtype=torch.float32)
+    biases = inputs.new_empty(parts, layers, channels, dtype=torch.float32)
+    _weight_gradients[(channels // columns, parts, layers)](
+        gradients,
+        inputs,
+        weights,
+        biases,
+        rows,
+        triton.cdiv(rows, parts),
+        layers,
+        CHANNELS=channels,
+        COLUMNS=columns,
+        ROWS=64,
+        num_warps=8 if channels > 128 else 4,
+        num_stages=3,
+    )
+    return weights.sum(dim=0), biases.sum(dim=0)
+
+
+def _worth_trying(tiles: list[triton.Config], arguments: dict, **constants) -> list[triton.Config]:
+    few = arguments["rows"] < FEW_ROWS
+    return [t for t in tiles if t.kwargs["COLUMNS"] <= constants["CHANNELS"] and (t.kwargs["ROWS"] == 32) == few]
+
+
+@triton.autotune(
+    configs=[
+        triton.Config({"ROWS": 128, "COLUMNS": 256}, num_warps=8, num_stages=3),
+        triton.Config({"ROWS": 128, "COLUMNS": 128}, num_warps=8, num_stages=3),
+        triton.Config({"ROWS": 128, "COLUMNS": 128}, num_warps=4, num_stages=3),
+        triton.Config({"ROWS": 64, "COLUMNS": 256}, num_warps=4, num_stages=2),
+        triton.Config({"ROWS": 64, "COLUMNS": 64}, num_warps=4, num_stages=3),
+        triton.Config({"ROWS": 32, "COLUMNS": 64}, num_warps=4, num_stages=3),
+    ],
+    key=["rows", "CHANNELS"],
+    prune_configs_by={"early_config_prune": _worth_trying},
+    do_bench=functools.partial(triton.testing.do_bench, warmup=5, rep=20),  # milliseconds
+)
+@triton.jit
+def _pointwise(
+    x,
+    weight,
+    bias,
+    added,
+    elu_result,
+    out,
+    copy,
+    rows,
+    CHANNELS: tl.constexpr,
+    ELU: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    # Programs with the same rows follow each other, so that these are still in the cache.
+    tiles: tl.constexpr = CHANNELS // COLUMNS
+    row = (tl.program_id(0) // tiles) * ROWS + tl.arange(0, ROWS)
+    column = (tl.program_id(0) % tiles) * COLUMNS + tl.arange(0, COLUMNS)
+    there = (row < rows)[:, None]
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for start in range(0, CHANNELS, 64):
+        inner = start + tl.arange(0, 64)
+        some = tl.load(x + row[:, None] * CHANNELS + inner[None, :], mask=there, other=0.0)
+        if BACKWARD:
+            factors = tl.load(weight + inner[:, None] * CHANNELS + column[None, :])
+        else:
+            factors = tl.load(weight + column[None, :] * CHANNELS + inner[:, None])
+        total = tl.dot(some, factors, total)
+    if bias is not None:
+        total += tl.load(bias + column)[None, :]
+    if ELU:
+        total = tl.where(total > 0, total, tl.exp(tl.minimum(total, 0.0)) - 1)
+    place = row[:, None] * CHANNELS + column[None, :]
+    if elu_result is not None:  # the slope of the ELU is 1, or where its result is negative, the result plus 1
+        total *= tl.minimum(tl.load(elu_result + place, mask=there, other=0.0).to(tl.float32), 0.0) + 1
+    if added is not None:
+        total += tl.load(added + place, mask=there, other=0.0).to(tl.float32)
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=there)
+    if copy is not None:
+        tl.store(copy + place, total.to(copy.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _weight_gradients(
+    gradients,
+    inputs,
+    weights,
+    biases,
+    rows,
+    rows_each,
+    layers,
+    CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    part, layer = tl.program_id(1), tl.program_id(2)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    every = tl.arange(0, CHANNELS)
+    gradients += layer.to(tl.int64) * rows * CHANNELS
+    inputs += layer.to(tl.int64) * rows * CHANNELS
+    total = tl.zeros((COLUMNS, CHANNELS), dtype=tl.float32)
+    sums = tl.zeros((COLUMNS,), dtype=tl.float32)
+    end = tl.minimum((part + 1) * rows_each, rows)
+    for start in range(part * rows_each, end, ROWS):
+        row = start + tl.arange(0, ROWS)
+        there = row < end
+        gradient = tl.load(gradients + row[None, :] * CHANNELS + column[:, None], mask=there[None, :], other=0.0)
+        some = tl.load(inputs + row[:, None] * CHANNELS + every[None, :], mask=there[:, None], other=0.0)
+        total = tl.dot(gradient, some, total)
+        sums += tl.sum(gradient.to(tl.float32), axis=1)
+    place = part * layers + layer
+    tl.store(weights + place * CHANNELS * CHANNELS + column[:, None] * CHANNELS + every[None, :], total)
+    tl.store(biases + place * CHANNELS + column, sums)

@@ -3,11 +3,12 @@
 An evaluation is a sequence of units: a bound of one or a few images from at most `UNIT` samples of the latent. The
 noise of a unit depends on the seed and on the unit's place alone, and the importance-weighted bound of an image is put
 together from those of its units. So memory does not grow with the number of samples, and an evaluation that was cut at
-any moment goes on to exactly the same figures.
+any moment goes on to exactly the same figures. A CPU evaluates one unit after another, a GPU a group of them at once.
 """
 
 import datetime
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -20,15 +21,17 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributions import Normal
 
 from vnca import data, files, hardware, pretrained
 from vnca.seeds import seed_of
-from vnca.vae import VAE, ModelConfig, elbo, iwae, require_pixels
+from vnca.vae import VAE, ModelConfig, bernoulli_log_likelihood, encode_in_chunks, require_pixels
 
-UNIT = 64  # samples of a unit: seconds of the paper's model on two CPU cores, and enough to fill a GPU
+UNIT = 64  # samples of a unit: seconds of the paper's model on two CPU cores
 ELBO_IMAGES = 16  # images of a unit of the ELBO, which takes one sample of each
 CPU_CHUNK = 16  # latents decoded at once on a CPU: as fast as 64, in less memory
-SAVE_SECONDS = 10.0  # between two writes of what is kept, and so what a kill costs, up to one unit more
+GPU_SAMPLES = 1024  # at most so many latents are decoded at once on a GPU: those of a group of units
+SAVE_SECONDS = 10.0  # between two writes of what is kept, and so what a kill costs, up to one group of units more
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,15 @@ class _Unit(NamedTuple):
     samples: int
     block: int
 
+    @property
+    def images(self) -> int:
+        return self.last - self.first
+
+    @property
+    def size(self) -> int:
+        """Samples of all its images."""
+        return self.images * self.samples
+
 
 def _units(images: int, num_samples: int) -> Iterator[_Unit]:
     """All units of an evaluation: first the ELBO of every image, then the bounds, image after image."""
@@ -72,6 +84,23 @@ def _units(images: int, num_samples: int) -> Iterator[_Unit]:
     for first in range(0, images, together):
         for block, done in enumerate(range(0, num_samples, UNIT)):
             yield _Unit("iwae", first, min(first + together, images), min(UNIT, num_samples - done), block)
+
+
+def _units_at_once(bound: str, num_samples: int, device: torch.device) -> int:
+    """How many consecutive units of a bound go together in a group.
+
+    On a GPU they are those of as many images as fit. Wherever such a group begins, it has the same number of samples,
+    so that the kernels see one shape, and another one in the last group. (Where one image has more than `GPU_SAMPLES`,
+    and these are no multiple of `UNIT`, there are two.)
+    """
+    if device.type == "cpu":
+        return 1
+    if bound == "elbo":
+        return GPU_SAMPLES // ELBO_IMAGES
+    samples = num_samples * max(1, UNIT // num_samples)  # of one image, or of those that share a unit
+    if samples > GPU_SAMPLES:
+        return GPU_SAMPLES // UNIT
+    return GPU_SAMPLES // samples * math.ceil(num_samples / UNIT)
 
 
 def _combine(values: list[float], images: int, num_samples: int) -> tuple[Tensor, Tensor]:
@@ -155,7 +184,8 @@ def bounds(
         seed: of all noise. It is drawn on the CPU, so that a GPU gets the same.
         bfloat16: multiply in bfloat16.
         kept: where to keep what is done, and to go on from.
-        progress: called at the start and after each unit with the number of samples done and of all samples.
+        progress: called at the start and after each group of units with the number of samples done and of all
+            samples.
 
     Raises:
         ValueError: if there are fewer than two images, they have another shape or pixels outside [0, 1],
@@ -172,21 +202,25 @@ def bounds(
     started = saved = time.monotonic()
     if kept is not None:
         kept.save(values, spent)  # a folder that cannot be written is better known now than after hours
-    total, counted, done = len(images) * (1 + num_samples), 0, 0  # samples, values, samples
+    units, total = _units(len(images), num_samples), len(images) * (1 + num_samples)
+    counted = done = 0  # values and samples of what was kept, then of all that is done
+    while counted < len(values):
+        unit = next(units)
+        counted, done = counted + unit.images, done + unit.size
     arithmetic = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
     try:
         # float32 is float32 on a GPU, too
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), arithmetic:
-            for unit in _units(len(images), num_samples):
-                counted += unit.last - unit.first
-                if counted > len(values):
+            for bound, same in itertools.groupby(units, lambda unit: unit.bound):
+                at_once = _units_at_once(bound, num_samples, device)
+                while group := list(itertools.islice(same, at_once)):
                     if progress is not None:
                         progress(done, total)
-                    values.extend(_bound(model, images[unit.first : unit.last].to(device), unit, seed))
+                    values.extend(_bound(model, images, group, seed))
+                    done += sum(unit.size for unit in group)
                     if kept is not None and time.monotonic() - saved > SAVE_SECONDS:
                         kept.save(values, spent + time.monotonic() - started)
                         saved = time.monotonic()
-                done += (unit.last - unit.first) * unit.samples
     finally:
         if kept is not None:
             kept.save(values, spent + time.monotonic() - started)
@@ -198,13 +232,56 @@ def bounds(
     return Bounds(len(images), num_samples, iwae_mean, iwae_error, elbo_mean, elbo_error, round(minutes, 2))
 
 
-def _bound(model: VAE, x: Tensor, unit: _Unit, seed: int) -> list[float]:
-    """The values of one unit for its images `(B, 1, 28, 28)`."""
+def _bound(model: VAE, images: Tensor, units: list[_Unit], seed: int) -> list[float]:
+    """The values of consecutive units of one bound, in order: those of `elbo` or `iwae` for each, up to rounding.
+
+    Args:
+        model: a `VAE`.
+        images: all images, `(N, 1, 28, 28)`.
+        units: some units.
+        seed: of all noise.
+    """
+    log_weights = _log_weights(model, images, units, seed).cpu()  # all at once, because this waits for a GPU
+    values = []
+    for unit, part in zip(units, log_weights.split([unit.size for unit in units]), strict=True):
+        part = part.view(unit.samples, unit.images)
+        values += (part.logsumexp(dim=0) - math.log(unit.samples)).tolist()  # (K, B) -> (B,)
+    return values
+
+
+def _log_weights(model: VAE, images: Tensor, units: list[_Unit], seed: int) -> Tensor:
+    """log p(x, z) / q(z | x) of all samples of consecutive units, decoded together: `(M,)`, unit after unit.
+
+    Where the bound is the ELBO, log q(z | x) / p(z) is replaced by the divergence, as in `elbo`.
+    """
+    first, last, device = units[0].first, units[-1].last, next(model.parameters()).device
+    chunk_size = CPU_CHUNK if device.type == "cpu" else GPU_SAMPLES
+    x = images[first:last].to(device)  # (B, 1, 28, 28)
+    posterior = encode_in_chunks(model, x, chunk_size)  # of batch shape (B, D)
+    noise = torch.cat([_noise(unit, posterior.mean, seed) for unit in units]).to(device)  # (M, D)
+    owners = torch.cat([torch.arange(unit.first, unit.last).repeat(unit.samples) for unit in units]) - first  # (M,)
+    at_once = max(1, chunk_size // units[0].images) * units[0].images  # the chunks of a unit are those of `iwae`
+    chunks = [len(chunk) for part in owners.split(at_once) for chunk in part.split(chunk_size)]
+    log_weights = []
+    for owner, eps in zip(owners.to(device).split(chunks), noise.split(chunks), strict=True):
+        q = Normal(posterior.mean[owner], posterior.stddev[owner], validate_args=False)
+        z = q.mean + q.stddev * eps  # (M', D)
+        if units[0].bound == "elbo":
+            divergence = model.prior.divergence(q, z)  # (M',)
+        else:
+            divergence = q.log_prob(z).sum(dim=-1) - model.prior.log_prob(z)  # (M',)
+        log_weights.append(bernoulli_log_likelihood(model.decode(z), x[owner]) - divergence)
+    return torch.cat(log_weights)
+
+
+def _noise(unit: _Unit, like: Tensor, seed: int) -> Tensor:
+    """Noise for the `K` samples of the `B` images of a unit, in the type of `like` `(..., D)`: `(K B, D)` on the CPU.
+
+    Drawn sample by sample, as `elbo` and `iwae` do.
+    """
     generator = torch.Generator().manual_seed(seed_of(seed, unit.bound, unit.first, unit.block))
-    if unit.bound == "elbo":
-        return elbo(model, x, generator).tolist()
-    chunk_size = CPU_CHUNK if x.device.type == "cpu" else UNIT
-    return iwae(model, x, unit.samples, chunk_size, generator).tolist()
+    shape = (unit.images, like.shape[-1])
+    return torch.cat([torch.randn(shape, dtype=like.dtype, generator=generator) for _ in range(unit.samples)])
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

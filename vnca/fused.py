@@ -79,6 +79,7 @@ class _Step(torch.autograd.Function):
         if keep:
             ctx.save_for_backward(rounded_state, seen, written, rounded_look, rounded_weights)
         ctx.mark_non_differentiable(new_rounded)
+        ctx.set_materialize_grads(False)  # no zeros for it either
         return new, new_rounded
 
     @staticmethod

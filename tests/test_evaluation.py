@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,6 +107,64 @@ def test_few_latents_are_decoded_at_once_whatever_the_number_of_samples(model, m
     monkeypatch.setattr(model, "decode", lambda z: sizes.append(len(z)) or decode(z))
     evaluation.bounds(model, binary(40), 300)
     assert max(sizes) <= 16 and sum(sizes) == 40 * 301
+
+
+def as_on_a_gpu(monkeypatch, samples=256):
+    """Let the CPU take units together as a GPU does, with at most so many samples in a group."""
+    units_at_once, gpu = evaluation._units_at_once, torch.device("cuda")
+    monkeypatch.setattr(evaluation, "GPU_SAMPLES", samples)
+    monkeypatch.setattr(evaluation, "CPU_CHUNK", samples)
+    monkeypatch.setattr(evaluation, "_units_at_once", lambda bound, count, device: units_at_once(bound, count, gpu))
+
+
+@pytest.mark.parametrize("num_samples", [1, 3, 10, 50, 64, 100, 300])
+def test_groups_of_units_have_as_many_samples_wherever_they_begin(num_samples):
+    together = max(1, evaluation.UNIT // num_samples)
+    units = list(evaluation._units(1200 * together, num_samples))
+    for bound in ("elbo", "iwae"):
+        sizes = [unit.size for unit in units if unit.bound == bound]
+        count = evaluation._units_at_once(bound, num_samples, torch.device("cuda"))
+        groups = {sum(sizes[first : first + count]) for first in range(len(sizes) - count)}
+        assert len(groups) == 1 and 0.75 < groups.pop() / evaluation.GPU_SAMPLES <= 1
+
+
+@pytest.mark.parametrize("components", [0, 3])
+@pytest.mark.parametrize("num_samples", [3, 10, 64, 100, 300])
+def test_units_that_go_together_have_the_same_values(num_samples, components, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model, images = build(replace(CONFIG, components=components)), binary(43)
+    for parameter in model.prior.parameters():
+        torch.nn.init.normal_(parameter)
+    units, expected = list(evaluation._units(43, num_samples)), []
+    with torch.no_grad():
+        for bound, first, last, samples, block in units:
+            x, noise = images[first:last], generator(2, bound, first, block)
+            value = vnca.elbo(model, x, noise) if bound == "elbo" else vnca.iwae(model, x, samples, None, noise)
+            expected += value.tolist()
+
+    def values(done):
+        """The values of an evaluation that goes on from the first of the expected ones."""
+        kept = evaluation.Kept(tmp_path / "kept", {})
+        kept.save(expected[:done], 0.0)
+        evaluation.bounds(model, images, num_samples, seed=2, kept=kept)
+        return kept.load()[0]
+
+    assert values(0) == pytest.approx(expected, rel=1e-6)
+    as_on_a_gpu(monkeypatch)
+    for count in (0, 1, 3, 4, 6):  # the first three are those of the ELBO, and 1, 4 and 6 lie within a group
+        done = sum(unit.images for unit in units[:count])
+        together = values(done)
+        assert together[:done] == expected[:done] and together == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_units_of_a_group_are_decoded_at_once(model, monkeypatch):
+    sizes, calls = [], []
+    decode = model.decode
+    monkeypatch.setattr(model, "decode", lambda z: sizes.append(len(z)) or decode(z))
+    as_on_a_gpu(monkeypatch)
+    evaluation.bounds(model, binary(43), 100, progress=lambda *call: calls.append(call))
+    assert sizes == [43] + 21 * [200] + [100]  # two images of 64 + 36 samples
+    assert [done for done, _ in calls] == [0, *range(43, 43 * 101, 200), 43 * 101]
 
 
 def test_progress_counts_all_samples(model):

@@ -233,12 +233,12 @@ def bounds(
 
 
 def _bound(model: VAE, images: Tensor, units: list[_Unit], seed: int) -> list[float]:
-    """The values of consecutive units of one bound, in order: those of `elbo` or `iwae` for each, up to rounding.
+    """The values of some units in order: those of `elbo` or `iwae` for each, up to rounding.
 
     Args:
         model: a `VAE`.
         images: all images, `(N, 1, 28, 28)`.
-        units: some units.
+        units: consecutive units of one bound.
         seed: of all noise.
     """
     log_weights = _log_weights(model, images, units, seed).cpu()  # all at once, because this waits for a GPU

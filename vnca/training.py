@@ -98,8 +98,7 @@ def train(
         _clear_folder(out)
     accelerator.wait_for_everyone()
     accelerator.print(f"{config.data} {config.split}: {len(images):,} images; {run.hardware}")
-    # All batches have the same shape, so a GPU's library may try its algorithms for convolutions first.
-    with _signals_wait() as stopped, torch.backends.cudnn.flags(enabled=True, benchmark=True):
+    with _signals_wait() as stopped:
         run.go(stopped, 60 * checkpoint_minutes, on_log)
     if run.fraction < 1:
         accelerator.print(f"stopped after update {run.update}; go on with --resume")

@@ -193,6 +193,18 @@ PRESETS = {
         nats=-86.4,
         hardware="one core of an AMD EPYC",
     ),
+    "conv-wide": Preset(
+        TrainConfig(
+            ModelConfig("conv", 64, 16, {"width": 16}),
+            "binarized-mnist",
+            "train+valid",
+            updates=None,
+            minutes=85.0,
+            batch_size=64,
+            learning_rate=1e-3,
+        ),
+        "the baseline with about as many parameters in its decoder as the paper's VNCA",
+    ),
     "refine-small": Preset(
         replace(
             REFINE,

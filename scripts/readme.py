@@ -169,6 +169,9 @@ def render_results(page: str) -> str:
             lines += [f"| {model} | {nats} | | | | {source} |" for model, nats, source in PUBLISHED]
             if len({run["images"] for run in group}) > 1:
                 lines += ["", note_on_images()]
+            rounded = [f"`{run['name']}`" for run in group if run["evaluation"]["precision"] != "float32"]
+            if rounded:
+                lines += ["", f"Evaluated in 16 bits, all others in 32: {', '.join(rounded)}."]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -297,6 +300,41 @@ def render_scaling() -> str:
     return "\n".join(lines)
 
 
+FORMS = {  # of a training update, as `benchmarks/train_step.py` names them; what is not here is not shown
+    "plain": "float32, the obvious way",
+    "plain+tf32": "the same, products in TF32",
+    "ours+layers": "16 bits, layer by layer",
+    "ours+recompute": "the same, steps computed twice",
+    "ours+layers+graph": "16 bits, layer by layer, as a graph",
+    "ours": "16 bits, fused kernels",
+    "ours+graph": "16 bits, fused kernels, as a graph",
+}
+
+
+def render_steps() -> str:
+    """How fast training updates are, one row for each machine, model, batch and form."""
+    lines = ["| form | images/s | of a product | × float32 | memory |", "|---|---|---|---|---|"]
+    machines = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("train_step-*.json"))]
+    for found in sorted(machines, key=lambda found: "NVIDIA" not in found["hardware"]):  # GPUs first
+        fused = "NVIDIA" in found["hardware"]  # else there are no kernels, and steps are taken layer by layer
+        products = {
+            step["model"]: step["rows"]["product"]["flops_per_second"]
+            for step in found["steps"]
+            if "product" in step["rows"]
+        }
+        for step in found["steps"]:
+            lines.append(f"| **`{step['model']}`, batches of {step['batch_size']}**, {found['hardware']} | | | | |")
+            rows = {name if fused or name != "ours" else "ours+layers": row for name, row in step["rows"].items()}
+            for name, form in FORMS.items():
+                if name in rows and "failed" not in rows[name]:
+                    row = rows[name]
+                    share = row["flops_per_second"] / products[step["model"]]
+                    times = f"{row['times_plain']:.1f}" if "times_plain" in row else ""
+                    speed, memory = row["images_per_second"], row["peak_bytes"] / 1e9
+                    lines.append(f"| {form} | {speed:,.0f} | {share:.0%} | {times} | {memory:.1f} GB |")
+    return "\n".join(lines)
+
+
 def growth_frames(name: str, digits: int = 4) -> list:
     """The pixels of digits drawn from the prior, at the end of every stage of their growth, digit by digit."""
     import torch
@@ -408,6 +446,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "inpainting": lambda _: render_inpainting(),
     "recipes": lambda _: render_recipes(),
     "scaling": lambda _: render_scaling(),
+    "steps": lambda _: render_steps(),
 }
 
 

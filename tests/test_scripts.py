@@ -1,6 +1,7 @@
 """The scripts that build the book and fill README."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import build_book
@@ -25,6 +26,7 @@ RUN = {
     "parameters": {"encoder": 5_000_000, "decoder": 1_182_208},
     "hardware": "one H200",
     "minutes": 61.4,
+    "evaluation": {"precision": "float32"},
     "config": {"model": {"decoder_options": {}}, "training": {}},
 }
 
@@ -70,6 +72,35 @@ def test_rows_of_some_images_come_with_what_these_images_change(results, tmp_pat
     (tmp_path / "results" / "recipes.json").write_text(json.dumps(found))
     note = readme.render_results("README.md").splitlines()[-1]
     assert "`conv-mnist` has −85.67 on them and −86.45 on all 10,000." in note
+
+
+def test_figures_measured_in_16_bits_are_named(results):
+    results(name="exact")
+    assert "16 bits" not in readme.render_results("README.md")
+    results(name="rounded", evaluation={"precision": "bfloat16 autocast"})
+    assert readme.render_results("README.md").endswith("Evaluated in 16 bits, all others in 32: `rounded`.")
+
+
+def test_training_updates_stand_beside_the_product_of_their_machine(results, tmp_path):
+    row = {"images_per_second": 1234.4, "flops_per_second": 4e11, "peak_bytes": 2.34e9}
+    rows = {"product": {"flops_per_second": 8e11}, "ours": row | {"times_plain": 2.5}, "ours+cudnn+graph": row}
+    steps = [
+        {"model": "paper", "batch_size": 8, "rows": rows},
+        {"model": "paper", "batch_size": 9, "rows": {"ours": row, "ours+graph": {"failed": "no memory"}}},
+    ]
+    for name, hardware in (("a", "two cores"), ("b", "NVIDIA H200")):
+        found = {"hardware": hardware, "steps": steps}
+        (tmp_path / "results" / f"train_step-{name}.json").write_text(json.dumps(found))
+    assert readme.render_steps().splitlines()[2:] == [
+        "| **`paper`, batches of 8**, NVIDIA H200 | | | | |",
+        "| 16 bits, fused kernels | 1,234 | 50% | 2.5 | 2.3 GB |",
+        "| **`paper`, batches of 9**, NVIDIA H200 | | | | |",
+        "| 16 bits, fused kernels | 1,234 | 50% |  | 2.3 GB |",
+        "| **`paper`, batches of 8**, two cores | | | | |",
+        "| 16 bits, layer by layer | 1,234 | 50% | 2.5 | 2.3 GB |",
+        "| **`paper`, batches of 9**, two cores | | | | |",
+        "| 16 bits, layer by layer | 1,234 | 50% |  | 2.3 GB |",
+    ]
 
 
 def test_pages_of_the_book_link_to_the_repository(results, monkeypatch):
@@ -131,12 +162,16 @@ def test_benchmarks_are_no_results(results, tmp_path):
         ("conv", "conv-mnist"),
         ("mature-small", "maturing-mnist-small"),
         ("refine-small", "best-mnist-small"),
+        ("best", "doubling-mnist"),
     ],
 )
 def test_what_a_preset_promises_was_measured(name, weights):
     run, preset = json.loads((readme.ROOT / "results" / f"{weights}.json").read_text()), PRESETS[name]
     config = run["config"]
-    assert TrainConfig(ModelConfig(**config["model"]), **config["training"]) == preset.config
+    trained = TrainConfig(ModelConfig(**config["model"]), **config["training"])
+    if preset.config.updates is not None:  # where the run was bounded by minutes: as many as it made
+        trained = replace(trained, updates=run["updates"], minutes=None)
+    assert trained == preset.config
     assert preset.minutes == round(run["minutes"]) and preset.nats == round(run["nats"], 1)
     assert preset.hardware.split()[-1] in run["hardware"]
 

@@ -4,6 +4,7 @@
     python benchmarks/gpu_list.py throughput --out OUT
     python benchmarks/gpu_list.py doubling --out OUT --work RUNS --minutes 20 --seconds 570
     python benchmarks/gpu_list.py regrowing --out OUT --work RUNS --minutes 12 --seconds 570      and so on
+    python benchmarks/gpu_list.py doubling --out OUT --work RUNS --init-from doubling-mnist --learning-rate 2e-4
     python benchmarks/gpu_list.py all --tiny --out OUT --work RUNS      a rehearsal of every line, on any machine
 
 `--work` holds the runs with their checkpoints and stays on the machine; `--out` gets what is worth carrying away:
@@ -125,9 +126,14 @@ def trained(line: str) -> Callable[[argparse.Namespace], bool]:
         config = configuration(preset, options.tiny)
         if options.minutes is not None:
             config = replace(config, updates=None, minutes=options.minutes)
-        if config.init_from is not None and (options.work / config.init_from).exists():
-            config = replace(config, init_from=str(options.work / config.init_from))  # of an earlier line
+        if options.learning_rate is not None:
+            config = replace(config, learning_rate=options.learning_rate)
+        if options.init_from is not None:
+            config = replace(config, init_from=options.init_from)
         work = options.work / name
+        earlier = options.work / config.init_from if config.init_from is not None else work
+        if earlier != work and earlier.exists():  # weights of an earlier line; else they are shipped ones
+            config = replace(config, init_from=str(earlier))
         try:
             training.train(config, work, resume=(work / "config.json").exists(), overwrite=True)
         except KeyboardInterrupt:
@@ -178,6 +184,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for what is carried away")
     parser.add_argument("--work", type=Path, help="folder of the runs (default: runs, inside --out)")
     parser.add_argument("--minutes", type=float, help="length of a training line")
+    parser.add_argument("--init-from", help="weights from which a training line goes on, instead of its preset's")
+    parser.add_argument("--learning-rate", type=float, help="of a training line, instead of its preset's")
     parser.add_argument("--seconds", type=int, default=0, help="end this call after so long (default: when it is done)")
     parser.add_argument("--tiny", action="store_true", help="rehearse: tiny models on the built-in digits")
     options = parser.parse_args(arguments)

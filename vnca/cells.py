@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vnca.elu import ELU
-
 
 def require_state(state: Tensor) -> None:
     """Raise `ValueError` unless `state` has the shape `(B, C, H, W)`."""
@@ -47,7 +45,8 @@ class Residual(nn.Module):
 
     def __init__(self, hidden: int):
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(hidden, hidden, 1), ELU(), nn.Conv2d(hidden, hidden, 1))
+        elu = nn.ELU(inplace=True)  # its gradient needs the result alone, so nothing else is kept
+        self.layers = nn.Sequential(nn.Conv2d(hidden, hidden, 1), elu, nn.Conv2d(hidden, hidden, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)  # (B, hidden, H, W)
@@ -108,7 +107,7 @@ class SimpleUpdate(nn.Module):
             raise ValueError(f"an update needs channels >= 1 and hidden >= 1, not {channels} and {hidden}")
         change = nn.Conv2d(hidden, channels, 1, bias=False)
         nn.init.zeros_(change.weight)
-        self.layers = nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), ELU(), change)
+        self.layers = nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), nn.ELU(inplace=True), change)
 
     def forward(self, state: Tensor) -> Tensor:
         return self.layers(state)  # (B, C, H, W) -> (B, C, H, W)
@@ -144,7 +143,7 @@ class MaturingUpdate(nn.Module):
         self.genome = genome
         change = nn.Conv2d(hidden, channels - genome - 1, 1, bias=False)
         nn.init.zeros_(change.weight)
-        self.layers = nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), ELU(), change)
+        self.layers = nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), nn.ELU(inplace=True), change)
 
     def forward(self, state: Tensor) -> Tensor:
         age, genome = state[:, 1:2], state[:, -self.genome :]  # (B, 1, H, W), (B, G, H, W)

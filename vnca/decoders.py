@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vnca import cells
-from vnca.elu import ELU
 
 IMAGE_SIZE = 28
 BORDER = 2
@@ -61,11 +60,11 @@ class ConvDecoder(nn.Module):
         layers: list[nn.Module] = [
             nn.Linear(latent_size, 16 * width * 2 * 2),
             nn.Unflatten(1, (16 * width, 2, 2)),
-            ELU(),
+            nn.ELU(inplace=True),
         ]
         for channels in (16 * width, 8 * width, 4 * width, 2 * width):  # 2 -> 4 -> 8 -> 16 -> 32
             up = nn.ConvTranspose2d(channels, channels // 2, 5, stride=2, padding=2, output_padding=1)
-            layers += [up, ELU()]
+            layers += [up, nn.ELU(inplace=True)]
         layers.append(nn.Conv2d(width, 1, 5, padding=2))
         self.layers = nn.Sequential(*layers)
 

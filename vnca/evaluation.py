@@ -344,6 +344,7 @@ def evaluate(
     folder = pretrained.find(weights)
     config = pretrained.read_config(folder)
     device = hardware.best_device()
+    hardware.keep_memory()
     if bfloat16 and not hardware.has_bfloat16(device):
         raise ValueError(f"{hardware.machine(device)} does not multiply in bfloat16: evaluate in float32")
     precision = "bfloat16 autocast" if bfloat16 else "float32"

@@ -43,12 +43,11 @@ from torch import Tensor, nn
 from vnca import files, growing, pretrained
 from vnca.cells import MaturingUpdate, Residual, SimpleUpdate
 from vnca.decoders import BORDER, GRID_SIZE, IMAGE_SIZE, CellDecoder, ConvDecoder
-from vnca.elu import ELU
 from vnca.priors import StandardNormal
 from vnca.vae import VAE
 
 FORMAT = 1
-ACTIVATIONS = {ELU: "elu", nn.ReLU: "relu"}
+ACTIVATIONS = {nn.ELU: "elu", nn.ReLU: "relu"}
 FINER = {MaturingUpdate: "int16", SimpleUpdate: "float32"}  # cells that float16 is too coarse for
 
 

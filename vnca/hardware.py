@@ -1,12 +1,16 @@
 """What a figure was measured on: device, precision, machine and commit."""
 
+import ctypes
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
+KEPT_BYTES = 2**30  # blocks up to this size, and so many free bytes at the end, are kept
 PRECISIONS = {"bf16": "bfloat16 autocast", "fp16": "float16 autocast", "no": "float32"}
 
 
@@ -42,6 +46,17 @@ def precision(device: torch.device) -> str:
 def autocast(device: torch.device) -> torch.autocast:
     """Mixed precision in bfloat16 where the device has it, else a context that changes nothing."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device))
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory of freed tensors for the next ones, where the C library is that of GNU.
+
+    It would give large blocks back to Linux and ask for them again in every layer, and Linux clears each page anew.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(library, "mallopt"):  # else it is another C library
+        for threshold in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            library.mallopt(threshold, KEPT_BYTES)
 
 
 def machine(device: torch.device) -> str:

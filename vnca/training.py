@@ -81,6 +81,7 @@ def train(
     out = Path(out)
     _check(config, out, resume, overwrite, checkpoint_minutes)
     device = hardware.best_device()
+    hardware.keep_memory()
     accelerator = Accelerator(
         cpu=device.type == "cpu",  # else a Mac's GPU would be taken, on which nothing here was ever tried
         mixed_precision=hardware.precision(device),

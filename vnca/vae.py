@@ -15,7 +15,6 @@ from torch.distributions import Normal
 from torch.utils.checkpoint import checkpoint
 
 from vnca.decoders import BORDER, DECODERS, IMAGE_SIZE
-from vnca.elu import ELU
 from vnca.priors import MixturePrior, StandardNormal, standard_normal
 
 
@@ -38,9 +37,9 @@ class Encoder(nn.Module):
         if latent_size < 1 or width < 1:
             raise ValueError(f"Encoder needs latent_size and width >= 1, not {latent_size} and {width}")
         self.latent_size = latent_size
-        layers: list[nn.Module] = [nn.Conv2d(1, width, 5, padding=2), ELU()]
+        layers: list[nn.Module] = [nn.Conv2d(1, width, 5, padding=2), nn.ELU(inplace=True)]
         for channels in (width, 2 * width, 4 * width, 8 * width):  # 32 -> 16 -> 8 -> 4 -> 2
-            layers += [nn.Conv2d(channels, 2 * channels, 5, stride=2, padding=2), ELU()]
+            layers += [nn.Conv2d(channels, 2 * channels, 5, stride=2, padding=2), nn.ELU(inplace=True)]
         layers += [nn.Flatten(), nn.Linear(16 * width * 2 * 2, 2 * latent_size)]
         self.layers = nn.Sequential(*layers)
 

@@ -82,7 +82,7 @@ class CellDecoder(nn.Module):
         channels: channels `C` of a cell, at least as many.
         update: maps a cell state to its change, both `(B, C, H, W)`.
         recompute: compute each step a second time in the backward pass instead of keeping what is inside it. A step
-            then keeps its state alone; training takes about a third more time. False unless set.
+            then keeps its state alone; training takes about a third more arithmetic. False unless set.
         fuse: take the steps by the kernels of `vnca.fused` where they can. True unless set.
     """
 

@@ -62,8 +62,8 @@ def train(
         out: the run's folder.
         resume: go on from the checkpoint in `out`.
         overwrite: start anew in a folder that already has files.
-        recompute: compute each step of the cells a second time in the backward pass instead of keeping it. It takes
-            about a third more time and a small part of the memory.
+        recompute: compute each step of the cells a second time in the backward pass instead of keeping it. It is
+            about a third more arithmetic, for a small part of the memory.
         compiled: compile the update of the cells with `torch.compile`, which takes minutes at the start.
         checkpoint_minutes: time between two checkpoints, which is what a killed run can lose.
         on_log: called with each record of the metrics.

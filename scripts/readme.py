@@ -331,7 +331,7 @@ def render_steps() -> str:
                     share = row["flops_per_second"] / products[step["model"]]
                     times = f"{row['times_plain']:.1f}" if "times_plain" in row else ""
                     speed, memory = row["images_per_second"], row["peak_bytes"] / 1e9
-                    lines.append(f"| {form} | {speed:,.0f} | {share:.0%} | {times} | {memory:.1f} GB |")
+                    lines.append(f"| {form} | {speed:,.{int(speed < 10)}f} | {share:.0%} | {times} | {memory:.1f} GB |")
     return "\n".join(lines)
 
 

@@ -234,9 +234,9 @@ def curves(run: str | os.PathLike | Sequence[dict]) -> Figure:
     right.set(title="KL term" if bound == "ELBO" else "log-likelihood − bound")
     _fit_to_late(left, -loss, nats)
     _fit_to_late(right, kl)
-    for axes in (left, right):
+    for axes, intervals in ((left, 5), (right, 3)):  # more would not fit under the narrow one
         axes.set(xlabel="updates", xlim=(0, None))
-        axes.locator_params(axis="x", nbins=5)
+        axes.locator_params(axis="x", nbins=intervals)
     # Closed, as in `show_images`.
     plt.close(figure)
     return figure

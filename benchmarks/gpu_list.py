@@ -123,13 +123,9 @@ def trained(line: str) -> Callable[[argparse.Namespace], bool]:
     preset, name = NAMES[line]
 
     def run(options: argparse.Namespace) -> bool:
-        config = configuration(preset, options.tiny)
-        if options.minutes is not None:
-            config = replace(config, updates=None, minutes=options.minutes)
-        if options.learning_rate is not None:
-            config = replace(config, learning_rate=options.learning_rate)
-        if options.init_from is not None:
-            config = replace(config, init_from=options.init_from)
+        config = configuration(preset, options.tiny).changed(
+            minutes=options.minutes, learning_rate=options.learning_rate, init_from=options.init_from
+        )
         work = options.work / name
         earlier = options.work / config.init_from if config.init_from is not None else work
         if earlier != work and earlier.exists():  # weights of an earlier line; else they are shipped ones

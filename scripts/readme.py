@@ -316,7 +316,6 @@ def render_steps() -> str:
     lines = ["| form | images/s | of a product | × float32 | memory |", "|---|---|---|---|---|"]
     machines = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("train_step-*.json"))]
     for found in sorted(machines, key=lambda found: "NVIDIA" not in found["hardware"]):  # GPUs first
-        fused = "NVIDIA" in found["hardware"]  # else there are no kernels, and steps are taken layer by layer
         products = {
             step["model"]: step["rows"]["product"]["flops_per_second"]
             for step in found["steps"]
@@ -324,15 +323,20 @@ def render_steps() -> str:
         }
         for step in found["steps"]:
             lines.append(f"| **`{step['model']}`, batches of {step['batch_size']}**, {found['hardware']} | | | | |")
-            rows = {name if fused or name != "ours" else "ours+layers": row for name, row in step["rows"].items()}
-            for name, form in FORMS.items():
-                if name in rows and "failed" not in rows[name]:
-                    row = rows[name]
-                    share = row["flops_per_second"] / products[step["model"]]
-                    times = f"{row['times_plain']:.1f}" if "times_plain" in row else ""
-                    speed, memory = row["images_per_second"], row["peak_bytes"] / 1e9
-                    lines.append(f"| {form} | {speed:,.{int(speed < 10)}f} | {share:.0%} | {times} | {memory:.1f} GB |")
+            rows = {name: row for name, row in step["rows"].items() if "failed" not in row}
+            if "NVIDIA" not in found["hardware"]:  # no kernels: steps are taken layer by layer
+                rows = {"ours+layers" if name == "ours" else name: row for name, row in rows.items()}
+            lines += [
+                step_row(form, rows[name], products[step["model"]]) for name, form in FORMS.items() if name in rows
+            ]
     return "\n".join(lines)
+
+
+def step_row(form: str, row: dict, product: float) -> str:
+    """One form of an update, beside the operations a second of a product."""
+    speed, share = row["images_per_second"], row["flops_per_second"] / product
+    times = f"{row['times_plain']:.1f}" if "times_plain" in row else ""
+    return f"| {form} | {speed:,.{int(speed < 10)}f} | {share:.0%} | {times} | {row['peak_bytes'] / 1e9:.1f} GB |"
 
 
 def growth_frames(name: str, digits: int = 4) -> list:

@@ -5,7 +5,6 @@ Exit codes: 0, 1 (the run failed or was stopped), 2 (bad arguments).
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -45,13 +44,8 @@ def _train(options: argparse.Namespace) -> None:
     keep = options.resume and options.preset is None
     config = training.saved_config(options.out) if keep else PRESETS[preset].config
     names = ("updates", "minutes", "batch_size", "learning_rate", "init_from", "seed")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    if "minutes" in given:
-        given.setdefault("updates", None)
-    elif "updates" in given:
-        given["minutes"] = None
     training.train(
-        replace(config, **given),
+        config.changed(**{name: getattr(options, name) for name in names}),
         options.out,
         resume=options.resume,
         overwrite=options.overwrite,

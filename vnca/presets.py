@@ -91,6 +91,19 @@ class TrainConfig:
         """The weight of the KL term in update `update` (from 0)."""
         return min(1.0, (update + 1) / max(1, self.kl_warmup))
 
+    def changed(self, **options: object) -> "TrainConfig":
+        """This configuration with other values, where they are not None. Minutes replace updates, and updates minutes.
+
+        Raises:
+            ValueError: if a value is out of range, or both minutes and updates are given.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        if "minutes" in given:
+            given.setdefault("updates", None)
+        elif "updates" in given:
+            given["minutes"] = None
+        return replace(self, **given)
+
     def to_dict(self) -> dict:
         """Everything but the model, as JSON values."""
         return {key: value for key, value in asdict(self).items() if key != "model"}

@@ -97,6 +97,23 @@ def test_a_fitted_prior_knows_the_latents_as_well_as_the_clusters_they_come_from
     assert (truth.log_prob(z) - StandardNormal().log_prob(z)).mean() > 3
 
 
+def test_numbers_of_the_latent_that_are_never_used_need_not_be_learned(monkeypatch):
+    """The paper's model uses some two dozen of its 256 numbers; in the others every posterior is near the prior."""
+    used = 2 * torch.randn(4000, 4, generator=seeded()).sign()  # 16 clusters
+    mean = torch.cat([used, torch.zeros(4000, 252)], dim=1)
+    scale = torch.cat([torch.full_like(used, 0.5), torch.ones(4000, 252)], dim=1)
+    monkeypatch.setattr("vnca.priors.FIT_UPDATES", 200)  # few of the 1,500, which would make good even a bad start
+    prior = MixturePrior(256, 64)
+    prior.fit(mean[:2000], scale[:2000], seeded(1))
+    truth, z = MixturePrior(4, 16), mean + scale * torch.randn(mean.shape, generator=seeded(2))
+    with torch.no_grad():
+        truth.mean.copy_(2 * torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 4))
+        truth.log_scale.fill_(0.5).log_()
+        best = truth.log_prob(z[2000:, :4]) + StandardNormal().log_prob(z[2000:, 4:])
+    assert (best - prior.log_prob(z[2000:])).mean() < 1  # nats
+    assert (best - StandardNormal().log_prob(z[2000:])).mean() > 5
+
+
 def test_it_is_saved_and_loaded_with_the_model(tmp_path):
     config = vnca.ModelConfig("conv", 4, 1, {"width": 1}, components=3)
     model = vnca.build(config)

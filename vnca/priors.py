@@ -107,7 +107,8 @@ class MixturePrior(nn.Module):
     def fit(self, mean: Tensor, scale: Tensor, generator: torch.Generator) -> None:
         """Maximize the mean log density of latents of given posteriors: the prior takes the shape of all of them.
 
-        Each component starts at the mean of a posterior drawn by chance.
+        Each component starts at the mean of a posterior drawn by chance, as wide as all latents together. Numbers of
+        the latent that are used for nothing are standard normal in all posteriors, and so are right from the start.
 
         Args:
             mean, scale: of the posteriors, `(N, D)` each.
@@ -115,7 +116,8 @@ class MixturePrior(nn.Module):
         """
         with torch.no_grad():
             self.mean.copy_(mean[torch.randint(len(mean), (len(self.mean),), generator=generator)])
-            self.log_scale.fill_(math.log(0.5))  # between the width of a posterior and that of all
+            spread = (mean.var(dim=0, correction=0) + scale.square().mean(dim=0)).sqrt()  # (D,)
+            self.log_scale.copy_(spread.log().expand_as(self.log_scale))
             self.log_share.zero_()
         optimizer = torch.optim.Adam(self.parameters(), FIT_RATE)
         for update in range(FIT_UPDATES):

@@ -14,7 +14,7 @@ import torch
 from vnca import decoders
 from vnca.decoders import DoublingDecoder
 
-COMPARE = """
+PREPARE = """
 import torch
 from vnca import cells
 from vnca.fused import FusedSteps
@@ -24,31 +24,76 @@ update = cells.Update(64, 64, residual_blocks=2)
 for parameter in update.parameters():
     torch.nn.init.normal_(parameter, std=0.05)
 start = torch.randn(3, 64, 3, 5, requires_grad=True)
-target = torch.randn(3, 64, 6, 10)
+target = torch.randn(3, 64, 3, 5)
+target_of_doubled = torch.randn(3, 64, 6, 10)
+inputs = [start, *update.parameters()]
 
+def as_layers(state):
+    return state + update(state)
+
+def report(ours, theirs):
+    print(len(ours), max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, theirs, strict=True)))
+"""
+COMPARE = """
 def grow(step):
     state = step(step(start))
     return step(cells.double(state))
 
 def gradients(step):
     final = grow(step)
-    return final.detach(), *torch.autograd.grad((final * target).sum(), [start, *update.parameters()])
+    return final.detach(), *torch.autograd.grad((final * target_of_doubled).sum(), inputs)
 
-ours = gradients(FusedSteps(update, torch.float32))
-theirs = gradients(lambda state: state + update(state))
+ours, theirs = gradients(FusedSteps(update, torch.float32)), gradients(as_layers)
 with torch.no_grad():
     ours, theirs = (*ours, grow(FusedSteps(update, torch.float32))), (*theirs, theirs[0])
-print(len(ours), max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, theirs, strict=True)))
+report(ours, theirs)
+"""
+LOSSES = """
+def loss_of_the_last(states):
+    return (states[3] * target).sum()
+
+def loss_of_all(states):
+    return (states[3] * target).sum() + states[2].square().sum() + states[1].sin().sum()
+
+def loss_of_an_early_one(states):
+    return (states[1] * target).sum()
+
+def loss_beside(states):  # the states after the first were for nothing
+    return (step(states[1]) * target).sum()
+
+def parts(loss, states):
+    value = loss(states)
+    first, *_ = torch.autograd.grad(value, [start], retain_graph=True)  # nobody asks for the gradients of the weights
+    again = torch.autograd.grad(value, inputs, retain_graph=True)
+    return first, *again, *torch.autograd.grad(value, inputs)
+
+found = []
+for fused in (True, False):
+    found.append([])
+    for loss in (loss_of_the_last, loss_of_all, loss_of_an_early_one, loss_beside):
+        step = FusedSteps(update, torch.float32) if fused else as_layers
+        states = [start]
+        for _ in range(3):
+            states.append(step(states[-1]))
+        found[-1] += parts(loss, states)
+report(*found)
 """
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton comes with PyTorch for NVIDIA GPUs only")
-def test_fused_steps_and_their_gradients_are_those_of_the_layers():
+@pytest.mark.parametrize(
+    ("program", "tensors"),
+    [
+        (COMPARE, 1 + 1 + 12 + 1),  # the state, what it started from, the parameters, the state without gradients
+        (LOSSES, 4 * (1 + 13 + 13)),
+    ],
+)
+def test_fused_steps_and_their_gradients_are_those_of_the_layers(program, tensors):
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", COMPARE], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", PREPARE + program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     count, error = done.stdout.split()
-    assert int(count) == 1 + 1 + 12 + 1  # the state, what it started from, the parameters, the state without gradients
+    assert int(count) == tensors
     assert 0 < float(error) < 2e-6
 
 

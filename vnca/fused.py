@@ -5,8 +5,8 @@ hidden values of all cells from memory and writes them back. Here a pointwise la
 matrices that adds, activates and rounds what it has in its registers. The backward pass is written out by hand, with
 the gradients of all pointwise layers of a step in one kernel. The 3 × 3 convolution is left to PyTorch.
 
-Products are of bfloat16 numbers and are summed in float32, as under autocast; the state stays in float32. The
-gradients of the weights are summed over the steps in float32, which autocast does in bfloat16.
+Products are of bfloat16 numbers and are summed in float32, as under autocast; the state stays in float32. All steps
+have the same weights. Their gradients are summed over the steps in float32, which autocast does in bfloat16.
 """
 
 import torch
@@ -32,20 +32,58 @@ class FusedSteps:
             first, second, *others = (layer.bias for layer in pointwise)
             # The first block adds its input, and its first layer multiplies it: so both can add the bias of the look.
             biases = torch.stack([first + weights[0] @ look.bias, second + look.bias, *others])  # (L, C)
-        self.dtype, self.look, self.weights, self.biases = dtype, look.weight, weights, biases
-        self.rounded = [
+        self.constants = [
             look.weight.detach().to(dtype, memory_format=torch.channels_last),
             weights.detach().to(dtype),
+            biases.detach(),
         ]
-        self.last, self.last_rounded = None, None  # state: the kernel that writes a state rounds it, too
+        self.sums = _Collect.apply(look.weight, weights, biases)
+        self.states, self.gradients = _Rounded(dtype), _Rounded(dtype)
 
     def __call__(self, state: Tensor) -> Tensor:
         """One step: `(B, C, H, W)` -> `(B, C, H, W)`, in float32."""
         state = state.contiguous(memory_format=torch.channels_last)
-        rounded = self.last_rounded if state is self.last else state.detach().to(self.dtype)
-        inputs = (state, rounded, self.look, self.weights, self.biases, *self.rounded)
-        self.last, self.last_rounded = _Step.apply(*inputs, torch.is_grad_enabled())
-        return self.last
+        keep = torch.is_grad_enabled()
+        new, rounded, *self.sums = _Step.apply(
+            state, self.states.of(state), *self.constants, *self.sums, self.gradients, keep
+        )
+        self.states.keep(new, rounded)
+        return new
+
+
+class _Rounded:
+    """The last tensor that a kernel wrote both in float32 and rounded, so that nobody has to round it again."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+        self.keep(None, None)
+
+    def keep(self, exact: Tensor | None, rounded: Tensor | None) -> None:
+        self.exact, self.rounded = exact, rounded
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """A tensor, rounded."""
+        # Autograd cannot add to a gradient that is held here: then it makes a new one.
+        return self.rounded if tensor is self.exact else tensor.detach().to(self.dtype)
+
+
+class _Collect(torch.autograd.Function):
+    """Hands out the gradients of the weights after all steps have added theirs.
+
+    The sums are the gradients of placeholders, which every step takes and passes on to the next: so the backward pass
+    carries them from the last step to the first, and each adds its share in place.
+    """
+
+    @staticmethod
+    def forward(ctx, look: Tensor, weights: Tensor, biases: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Placeholders for the sums: tensors without memory of their own."""
+        parts = kernels.parts_of(weights)
+        shapes = (look.shape, (parts, *weights.shape), (parts, *biases.shape))
+        return tuple(weights.new_empty(()).expand(shape) for shape in shapes)
+
+    @staticmethod
+    def backward(ctx, of_look: Tensor, of_weights: Tensor, of_biases: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return of_look, of_weights.sum(dim=0), of_biases.sum(dim=0)
 
 
 class _Step(torch.autograd.Function):
@@ -57,53 +95,63 @@ class _Step(torch.autograd.Function):
         look: Tensor,
         weights: Tensor,
         biases: Tensor,
-        rounded_look: Tensor,
-        rounded_weights: Tensor,
+        of_look: Tensor,
+        of_weights: Tensor,
+        of_biases: Tensor,
+        gradients: _Rounded,
         keep: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """The state after a step, in float32 and rounded."""
+    ) -> tuple[Tensor, ...]:
+        """The state after a step, in float32 and rounded; and the placeholders."""
         layers, channels = biases.shape
-        seen = F.conv2d(rounded_state, rounded_look, padding=1).contiguous(memory_format=torch.channels_last)
+        seen = F.conv2d(rounded_state, look, padding=1).contiguous(memory_format=torch.channels_last)
         hidden = rows_of(seen)  # (B H W, C)
         # What each layer but the last writes. Without a backward pass four take turns, so that they stay in the cache.
         written = hidden.new_empty(layers - 1 if keep else 4, *hidden.shape)
         for layer in range(0, layers - 1, 2):
             inner, outer = written[layer % len(written)], written[(layer + 1) % len(written)]
-            kernels.pointwise(hidden, rounded_weights[layer], inner, bias=biases[layer], elu=True)
-            kernels.pointwise(inner, rounded_weights[layer + 1], outer, bias=biases[layer + 1], added=hidden)
+            kernels.pointwise(hidden, weights[layer], inner, bias=biases[layer], elu=True)
+            kernels.pointwise(inner, weights[layer + 1], outer, bias=biases[layer + 1], added=hidden)
             hidden = outer
         new, new_rounded = torch.empty_like(state), torch.empty_like(rounded_state)
         kernels.pointwise(
-            hidden, rounded_weights[-1], rows_of(new), bias=biases[-1], added=rows_of(state), copy=rows_of(new_rounded)
+            hidden, weights[-1], rows_of(new), bias=biases[-1], added=rows_of(state), copy=rows_of(new_rounded)
         )
         if keep:
-            ctx.save_for_backward(rounded_state, seen, written, rounded_look, rounded_weights)
+            ctx.save_for_backward(rounded_state, seen, written, look, weights, of_look, of_weights, of_biases)
+        ctx.gradients = gradients
         ctx.mark_non_differentiable(new_rounded)
-        ctx.set_materialize_grads(False)  # no zeros for it either
-        return new, new_rounded
+        ctx.set_materialize_grads(False)  # no zeros for it, nor for sums that nobody has begun
+        return new, new_rounded, of_look, of_weights, of_biases
 
     @staticmethod
-    def backward(ctx, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        rounded_state, seen, written, look, weights = ctx.saved_tensors
+    def backward(ctx, gradient: Tensor | None, _: Tensor, *sums: Tensor | None) -> tuple[Tensor | None, ...]:
+        rounded_state, seen, written, look, weights, *placeholders = ctx.saved_tensors
+        if gradient is None:  # the state was not used, only steps after it were
+            return None, None, None, None, None, *sums, None, None
+        if sums[0] is None:
+            sums = [torch.zeros_like(p, memory_format=torch.contiguous_format) for p in placeholders]
+        of_look, of_weights, of_biases = sums
         layers = len(weights)
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        # Of what each layer computes, before its activation and before the input of its block is added.
-        gradients = written.new_empty(layers, *written.shape[1:])  # (L, B H W, C)
+        of_change = rows_of(ctx.gradients.of(gradient))
+        # Of what the other layers compute, before their activation and before the input of their block is added.
+        of_layers = torch.empty_like(written)  # (L - 1, B H W, C)
         of_seen = torch.empty_like(seen)
-        gradients[-1].copy_(rows_of(gradient))
-        kernels.pointwise(gradients[-1], weights[-1], gradients[-2], backward=True)
+        kernels.pointwise(of_change, weights[-1], of_layers[-1], backward=True)
         for layer in range(layers - 3, -1, -2):  # the first layer of each block, from the last block on
-            inner, outer = gradients[layer], gradients[layer + 1]
+            inner, outer = of_layers[layer], of_layers[layer + 1]
             kernels.pointwise(outer, weights[layer + 1], inner, backward=True, elu_result=written[layer])
-            below = gradients[layer - 1] if layer else rows_of(of_seen)
+            below = of_layers[layer - 1] if layer else rows_of(of_seen)
             kernels.pointwise(inner, weights[layer], below, backward=True, added=outer)
-        of_first = kernels.weight_gradients(gradients[:1], rows_of(seen)[None])
-        of_others = kernels.weight_gradients(gradients[1:], written)
-        of_weights, of_biases = (torch.cat(pair) for pair in zip(of_first, of_others, strict=True))
-        of_state, of_look, _ = torch.ops.aten.convolution_backward(
+        kernels.add_weight_gradients(of_layers, of_change, rows_of(seen), written, of_weights, of_biases)
+        of_state, of_this_look, _ = torch.ops.aten.convolution_backward(
             of_seen, rounded_state, look, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
         )
-        return gradient + of_state, None, of_look.float(), of_weights, of_biases, None, None, None
+        of_look += of_this_look
+        of_whole, rounded = torch.empty_like(gradient), torch.empty_like(of_state)
+        kernels.add(rows_of(gradient), rows_of(of_state), rows_of(of_whole), copy=rows_of(rounded))
+        ctx.gradients.keep(of_whole, rounded)
+        return of_whole, None, None, None, None, of_look, of_weights, of_biases, None, None
 
 
 def rows_of(state: Tensor) -> Tensor:

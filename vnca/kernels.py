@@ -1,18 +1,19 @@
-"""The two GPU kernels of `vnca.fused`, in Triton: a pointwise layer, and the gradients of its weights.
+"""The GPU kernels of `vnca.fused`, in Triton: a pointwise layer, the gradients of its weights, and a sum.
 
-Both multiply tall matrices, with one row for each cell, and work on tiles of rows. Which size of tile is fastest
-depends on the GPU and on the number of rows, so a few are tried the first time that a number of rows comes by.
+The first two multiply tall matrices, with one row for each cell, and work on tiles of rows. For a pointwise layer,
+which size of tile is fastest depends on the GPU and on the number of rows, so a few are tried the first time that a
+number of rows comes by.
 """
 
 import functools
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 FEW_ROWS = 8192  # below, large tiles are too few to keep a GPU busy
-PROGRAMS = 264  # of the gradient's kernel: two for each multiprocessor of a large GPU
+PROGRAMS = 264  # of the kernel for gradients of weights: two for each multiprocessor of a large GPU
+COLUMNS = 128  # of a layer's output, which one of these programs takes at most
 
 
 def pointwise(
@@ -50,24 +51,32 @@ def pointwise(
     )
 
 
-def weight_gradients(gradients: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of the weights and biases of pointwise layers, in float32, always summed in the same order.
+def parts_of(weights: Tensor) -> int:
+    """Into how many parts the rows are split for the gradients of weights `(L, C, C)`: sums are kept for each part."""
+    layers, channels, _ = weights.shape
+    return max(1, PROGRAMS // (layers * (channels // min(COLUMNS, channels))))
+
+
+def add_weight_gradients(
+    gradients: Tensor, last_gradient: Tensor, first_input: Tensor, inputs: Tensor, weights: Tensor, biases: Tensor
+) -> None:
+    """Add the gradients of the weights and biases of L pointwise layers to sums, always in the same order.
 
     Args:
-        gradients: of what L layers computed, `(L, N, C)`, bfloat16.
-        inputs: of these layers, `(L, N, C)`, bfloat16.
-
-    Returns:
-        `(L, C, C)` and `(L, C)`.
+        gradients: of what all layers but the last computed, `(L - 1, N, C)`, bfloat16.
+        last_gradient: of what the last one computed, `(N, C)`, likewise.
+        first_input: of the first layer, `(N, C)`, bfloat16.
+        inputs: of the others, `(L - 1, N, C)`, likewise.
+        weights: sums for P parts of the rows, `(P, L, C, C)`, float32. Few rows may have fewer parts.
+        biases: `(P, L, C)`, likewise.
     """
-    layers, rows, channels = inputs.shape
-    columns = min(128, channels)
-    tiles = layers * (channels // columns)
-    parts = max(1, min(PROGRAMS // tiles, rows // 256))
-    weights = inputs.new_empty(parts, layers, channels, channels, dtype=torch.float32)
-    biases = inputs.new_empty(parts, layers, channels, dtype=torch.float32)
-    _weight_gradients[(channels // columns, parts, layers)](
+    (parts, layers, channels), rows = biases.shape, len(first_input)
+    parts = max(1, min(parts, rows // 256))
+    columns = min(COLUMNS, channels)
+    _add_weight_gradients[(channels // columns, parts, layers)](
         gradients,
+        last_gradient,
+        first_input,
         inputs,
         weights,
         biases,
@@ -80,7 +89,12 @@ def weight_gradients(gradients: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]
         num_warps=8 if channels > 128 else 4,
         num_stages=3,
     )
-    return weights.sum(dim=0), biases.sum(dim=0)
+
+
+def add(a: Tensor, b: Tensor, out: Tensor, copy: Tensor) -> None:
+    """`out = a + b`, and a second time in `copy`, rounded to the type of that one: `(N, C)` each."""
+    size = a.numel()
+    _add[(triton.cdiv(size, 1024),)](a, b, out, copy, size, SIZE=1024)
 
 
 def _worth_trying(tiles: list[triton.Config], arguments: dict, **constants) -> list[triton.Config]:
@@ -146,8 +160,10 @@ def _pointwise(
 
 
 @triton.jit
-def _weight_gradients(
+def _add_weight_gradients(
     gradients,
+    last_gradient,
+    first_input,
     inputs,
     weights,
     biases,
@@ -161,8 +177,15 @@ def _weight_gradients(
     part, layer = tl.program_id(1), tl.program_id(2)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     every = tl.arange(0, CHANNELS)
-    gradients += layer.to(tl.int64) * rows * CHANNELS
-    inputs += layer.to(tl.int64) * rows * CHANNELS
+    whole = layer.to(tl.int64) * rows * CHANNELS
+    if layer == layers - 1:
+        gradients = last_gradient
+    else:
+        gradients += whole
+    if layer == 0:
+        inputs = first_input
+    else:
+        inputs += whole - rows * CHANNELS
     total = tl.zeros((COLUMNS, CHANNELS), dtype=tl.float32)
     sums = tl.zeros((COLUMNS,), dtype=tl.float32)
     end = tl.minimum((part + 1) * rows_each, rows)
@@ -174,5 +197,16 @@ def _weight_gradients(
         total = tl.dot(gradient, some, total)
         sums += tl.sum(gradient.to(tl.float32), axis=1)
     place = part * layers + layer
-    tl.store(weights + place * CHANNELS * CHANNELS + column[:, None] * CHANNELS + every[None, :], total)
-    tl.store(biases + place * CHANNELS + column, sums)
+    weights += place * CHANNELS * CHANNELS + column[:, None] * CHANNELS + every[None, :]
+    biases += place * CHANNELS + column
+    tl.store(weights, tl.load(weights) + total)
+    tl.store(biases, tl.load(biases) + sums)
+
+
+@triton.jit
+def _add(a, b, out, copy, size, SIZE: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    there = place < size
+    total = tl.load(a + place, mask=there).to(tl.float32) + tl.load(b + place, mask=there).to(tl.float32)
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=there)
+    tl.store(copy + place, total.to(copy.dtype.element_ty), mask=there)

@@ -4,8 +4,9 @@
     python benchmarks/train_step.py --models paper --batches 32 128 512 --rows product plain ours ours+compile
 
 A training step is forward, backward, clipping and Adam, as in `vnca.training`. Each row runs in a process of its own,
-so that no row sees another's memory; the rows take turns for several rounds, and medians count. A row is a base and
-what is changed about it, joined by `+`:
+so that no row sees another's memory; the rows take turns for several rounds, and medians count. For the fastest row
+of the package's model, the table is followed by what its time is spent on: kernels of a GPU, operators of a CPU. A row
+is a base and what is changed about it, joined by `+`:
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from vnca import hardware
 from vnca.arithmetic import training_flops
@@ -67,6 +69,8 @@ ROWS = {
         "ours+compile+graph",
     ],
 }
+PROFILED = 3  # steps, after those that are timed
+COSTLIEST = 12  # operations that are kept
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 
 
@@ -224,7 +228,8 @@ def measure(row: str, model: str, batch_size: int, seconds: float) -> dict:
     times = []
     while len(times) < 2 or sum(times) < seconds:
         times.append(timed(step, device))
-    return {"flops": flops, "seconds": times, "preparation_seconds": preparation, "peak_bytes": peak_bytes(device)}
+    figures = {"flops": flops, "seconds": times, "preparation_seconds": preparation, "peak_bytes": peak_bytes(device)}
+    return figures | ({"operations": operations(step, device)} if base == "ours" else {})
 
 
 def product_side(model: str, device: torch.device) -> int:
@@ -238,6 +243,23 @@ def timed(step: Callable[[], object], device: torch.device) -> float:
     step()
     wait()
     return time.perf_counter() - began
+
+
+def operations(step: Callable[[], object], device: torch.device) -> list[dict]:
+    """What a step spends most time on: name, calls and seconds a step, the costliest first, by PyTorch's profiler."""
+    gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as profiler:
+        for _ in range(PROFILED):
+            timed(step, device)
+    found = [
+        {
+            "name": event.key[:80],  # some kernels have names of several lines
+            "calls": event.count / PROFILED,
+            "seconds": (event.self_device_time_total if gpu else event.self_cpu_time_total) / 1e6 / PROFILED,
+        }
+        for event in profiler.key_averages()
+    ]
+    return sorted(found, key=lambda operation: -operation["seconds"])[:COSTLIEST]
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -284,7 +306,18 @@ def summarize(rounds: list[dict], batch_size: int) -> dict:
         "flops_per_second": rounds[0]["flops"] / seconds,
         "peak_bytes": max(one["peak_bytes"] for one in rounds),
         "preparation_seconds": min(one["preparation_seconds"] for one in rounds),
-        "rounds": [[round(time, 5) for time in one["seconds"]] for one in rounds],
+        "rounds": [spread(one["seconds"]) for one in rounds],
+        **{key: value for key, value in rounds[-1].items() if key == "operations"},
+    }
+
+
+def spread(times: list[float]) -> dict:
+    """How much the times of a round vary."""
+    return {
+        "steps": len(times),
+        "least": round(min(times), 5),
+        "median": round(statistics.median(times), 5),
+        "most": round(max(times), 5),
     }
 
 
@@ -311,6 +344,19 @@ def line(name: str, row: dict) -> str:
     memory, preparation = f"{row['peak_bytes'] / 1e9:.2f} GB", f"{row['preparation_seconds']:.0f} s"
     speed = f"{row['flops_per_second'] / 1e9:,.0f}"
     return f"{name:28} {images:>8} {speed:>8} {share:>11} {times:>8} {memory:>9} {preparation:>12}"
+
+
+def time_spent(rows: dict[str, dict]) -> list[str]:
+    """What the time of the fastest row of the package's model is spent on, in lines; none where all have failed."""
+    ours = {name: row for name, row in rows.items() if "operations" in row}
+    if not ours:
+        return []
+    name, row = min(ours.items(), key=lambda item: item[1]["seconds"])
+    lines = [
+        f"{operation['seconds'] / row['seconds']:6.1%} {operation['calls']:7.0f} calls  {operation['name']}"
+        for operation in row["operations"]
+    ]
+    return [f"the time of {name}:", *lines]
 
 
 def take_turns(model: str, batch_size: int, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, dict]]]:
@@ -406,6 +452,7 @@ def main(arguments: list[str] | None = None) -> int:
                 steps[-1]["rows"] = rows
                 write_json(path, record | {"steps": steps})  # each time, so that a run that is cut loses one row only
                 print(line(name, rows[name]), flush=True)
+            print(*time_spent(steps[-1]["rows"]), sep="\n", flush=True)
     print(f"written to {path}")
     return 0
 

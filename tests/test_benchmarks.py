@@ -97,8 +97,14 @@ def test_train_step_writes_figures_and_failures(tmp_path, capsys):
     assert ours["times_plain"] == pytest.approx(plain["seconds"] / ours["seconds"])
     assert ours["of_product"] == pytest.approx(ours["flops_per_second"] / product["flops_per_second"])
     assert ours["peak_bytes"] > 1e7
+    assert "operations" not in plain and "operations" not in product
+    seconds = [operation["seconds"] for operation in ours["operations"]]
+    assert seconds == sorted(seconds, reverse=True) and sum(seconds) > 0
+    calls = {operation["name"]: operation["calls"] for operation in ours["operations"]}
+    if not torch.cuda.is_available():
+        assert calls["aten::convolution_backward"] == 5 * 10 + 5, "5 steps of 10 layers, and the encoder's 5"
     printed = capsys.readouterr().out
-    assert all(name in printed for name in rows)
+    assert all(name in printed for name in [*rows, "the time of ours", ours["operations"][0]["name"]])
     if "ours+graph" in rows:
         assert "CUDA" in step["rows"]["ours+graph"]["failed"]
 
@@ -111,6 +117,7 @@ def test_medians_count_over_all_rounds():
     row = train_step.summarize(rounds, batch_size=4)
     assert (row["seconds"], row["images_per_second"], row["flops_per_second"]) == (2.0, 2.0, 3.0)
     assert (row["peak_bytes"], row["preparation_seconds"]) == (7, 1.0)
+    assert row["rounds"][0] == {"steps": 2, "least": 1.0, "median": 5.0, "most": 9.0} and len(row["rounds"]) == 2
     assert train_step.summarize([*rounds, {"failed": "no memory"}], 4) == {"failed": "no memory"}
 
 

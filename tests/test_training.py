@@ -420,6 +420,11 @@ def test_weights_without_a_learned_prior_can_get_one_and_keep_it(tmp_path, capsy
     training.train(replace(MIXTURE_OF_3, init_from=str(plain)), mixture)
     again = run_of(replace(MIXTURE_OF_3, init_from=str(mixture))).objective.model
     assert same(again.state_dict(), weights(mixture)), "a prior that was learned is taken as it is"
+    larger = replace(MIXTURE_OF_3, model=replace(TINY.model, components=5), init_from=str(mixture))
+    start, theirs = run_of(larger).objective.model, weights(mixture)
+    assert len(start.prior.mean) == 5 and start.prior.mean.any(), "one of another size is fitted"
+    kept = {key: value for key, value in start.state_dict().items() if not key.startswith("prior.")}
+    assert same(kept, {key: theirs[key] for key in kept})
     with pytest.raises(ValueError, match=r"are of another model: .*components=3\), not .*components=0\)"):
         run_of(replace(TINY, init_from=str(mixture)))
 

@@ -342,8 +342,9 @@ class _Run:
 def _start(config: TrainConfig, images: Tensor | None) -> VAE:
     """The model that training starts from.
 
-    A prior to be learned starts as that of `init_from`, or else fitted to the posteriors of the images. None instead of
-    them leaves all weights random: a checkpoint will be put over them, and those the run started from may be gone.
+    A prior to be learned starts as that of `init_from`, if that has as many components, or else fitted to the
+    posteriors of the images. None instead of them leaves all weights random: a checkpoint will be put over them, and
+    those the run started from may be gone.
 
     Raises:
         ValueError: if `init_from` or `encoder_from` names no weights, or those of another model or encoder.
@@ -353,13 +354,17 @@ def _start(config: TrainConfig, images: Tensor | None) -> VAE:
         model = build(config.model)
     if images is None:
         return model
-    components = config.model.components  # of a prior that nobody has fitted yet
+    to_fit = config.model.components > 0
     if config.init_from is not None:
         theirs = ModelConfig(**pretrained.read_config(pretrained.find(config.init_from))["model"])
-        if theirs not in (config.model, replace(config.model, components=0)):
+        if theirs != config.model and (
+            not to_fit or replace(theirs, components=config.model.components) != config.model
+        ):
             raise ValueError(f"the weights {config.init_from} are of another model: {theirs}, not {config.model}")
-        model.load_state_dict(model.state_dict() | pretrained.load(config.init_from).state_dict())
-        components -= theirs.components
+        to_fit = theirs != config.model
+        weights = pretrained.load(config.init_from).state_dict().items()
+        weights = {key: value for key, value in weights if not (to_fit and key.startswith("prior."))}
+        model.load_state_dict(model.state_dict() | weights)
     if config.encoder_from is not None:
         theirs = pretrained.load(config.encoder_from).encoder
         try:
@@ -370,7 +375,7 @@ def _start(config: TrainConfig, images: Tensor | None) -> VAE:
                 f"the weights {config.encoder_from} have another encoder, of {sizes[0]} parameters, not {sizes[1]}: "
                 "it needs the same latent_size and encoder_width"
             ) from None
-    if components:
+    if to_fit:
         _fit_prior(model, images, config.seed)
     return model
 

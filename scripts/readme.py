@@ -326,17 +326,17 @@ def render_steps() -> str:
             rows = {name: row for name, row in step["rows"].items() if "failed" not in row}
             if "NVIDIA" not in found["hardware"]:  # no kernels: steps are taken layer by layer
                 rows = {"ours+layers" if name == "ours" else name: row for name, row in rows.items()}
-            lines += [
-                step_row(form, rows[name], products[step["model"]]) for name, form in FORMS.items() if name in rows
-            ]
+            product = products.get(step["model"])
+            lines += [step_row(form, rows[name], product) for name, form in FORMS.items() if name in rows]
     return "\n".join(lines)
 
 
-def step_row(form: str, row: dict, product: float) -> str:
-    """One form of an update, beside the operations a second of a product."""
-    speed, share = row["images_per_second"], row["flops_per_second"] / product
+def step_row(form: str, row: dict, product: float | None) -> str:
+    """One form of an update, beside the operations a second of a product, if that was measured."""
+    speed = row["images_per_second"]
+    share = f"{row['flops_per_second'] / product:.0%}" if product else ""
     times = f"{row['times_plain']:.1f}" if "times_plain" in row else ""
-    return f"| {form} | {speed:,.{int(speed < 10)}f} | {share:.0%} | {times} | {row['peak_bytes'] / 1e9:.1f} GB |"
+    return f"| {form} | {speed:,.{int(speed < 10)}f} | {share} | {times} | {row['peak_bytes'] / 1e9:.1f} GB |"
 
 
 def growth_frames(name: str, digits: int = 4) -> list:

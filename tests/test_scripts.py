@@ -87,6 +87,7 @@ def test_training_updates_stand_beside_the_product_of_their_machine(results, tmp
     steps = [
         {"model": "paper", "batch_size": 8, "rows": rows},
         {"model": "paper", "batch_size": 9, "rows": {"ours": row, "ours+graph": {"failed": "no memory"}}},
+        {"model": "small", "batch_size": 9, "rows": {"ours": row}},
     ]
     for name, hardware in (("a", "two cores"), ("b", "NVIDIA H200")):
         found = {"hardware": hardware, "steps": steps}
@@ -96,10 +97,14 @@ def test_training_updates_stand_beside_the_product_of_their_machine(results, tmp
         "| 16 bits, fused kernels | 1,234 | 50% | 2.5 | 2.3 GB |",
         "| **`paper`, batches of 9**, NVIDIA H200 | | | | |",
         "| 16 bits, fused kernels | 1,234 | 50% |  | 2.3 GB |",
+        "| **`small`, batches of 9**, NVIDIA H200 | | | | |",
+        "| 16 bits, fused kernels | 1,234 |  |  | 2.3 GB |",
         "| **`paper`, batches of 8**, two cores | | | | |",
         "| 16 bits, layer by layer | 1,234 | 50% | 2.5 | 2.3 GB |",
         "| **`paper`, batches of 9**, two cores | | | | |",
         "| 16 bits, layer by layer | 1,234 | 50% |  | 2.3 GB |",
+        "| **`small`, batches of 9**, two cores | | | | |",
+        "| 16 bits, layer by layer | 1,234 |  |  | 2.3 GB |",
     ]
 
 
@@ -183,6 +188,12 @@ def test_the_best_small_model_is_above_the_published_ones_as_chapter_4_says():
     assert len(published) == 2 and run["nats"] > max(published)
     assert (run["images"], run["num_samples"]) == (10_000, 128), "as the published ones"
     assert 15.5 <= 1_182_208 / run["parameters"]["decoder"] < 16.5, "sixteen times the parameters"
+
+
+def test_an_update_on_a_gpu_is_as_fast_as_chapter_4_says():
+    found = json.loads((readme.ROOT / "results" / "train_step-nvidia-h200.json").read_text())
+    times = max(row.get("times_plain", 0) for step in found["steps"] for row in step["rows"].values())
+    assert 14.5 <= times < 15.5, "fifteen times as fast as plain float32, in its summary and in CHANGELOG.md"
 
 
 def curve(steps, **values):

@@ -117,7 +117,7 @@ class _Step(torch.autograd.Function):
             hidden, weights[-1], rows_of(new), bias=biases[-1], added=rows_of(state), copy=rows_of(new_rounded)
         )
         if keep:
-            ctx.save_for_backward(rounded_state, seen, written, look, weights, of_look, of_weights, of_biases)
+            ctx.save_for_backward(rounded_state, seen, written, look, weights, of_weights, of_biases)
         ctx.gradients = gradients
         ctx.mark_non_differentiable(new_rounded)
         ctx.set_materialize_grads(False)  # no zeros for it, nor for sums that nobody has begun
@@ -129,7 +129,8 @@ class _Step(torch.autograd.Function):
         if gradient is None:  # the state was not used, only steps after it were
             return None, None, None, None, None, *sums, None, None
         if sums[0] is None:
-            sums = [torch.zeros_like(p, memory_format=torch.contiguous_format) for p in placeholders]
+            of_others = [torch.zeros_like(p, memory_format=torch.contiguous_format) for p in placeholders]
+            sums = torch.zeros_like(look, dtype=torch.float32), *of_others
         of_look, of_weights, of_biases = sums
         layers = len(weights)
         gradient = gradient.contiguous(memory_format=torch.channels_last)

@@ -1,8 +1,7 @@
 """The GPU kernels of `vnca.fused`, in Triton: a pointwise layer, the gradients of its weights, and a sum.
 
-The first two multiply tall matrices, with one row for each cell, and work on tiles of rows. For a pointwise layer,
-which size of tile is fastest depends on the GPU and on the number of rows, so a few are tried the first time that a
-number of rows comes by.
+The first two multiply tall matrices, with one row for each cell, and work on tiles of rows. Which tiles are fastest
+depends on the GPU and on the number of rows, so a few are tried the first time that a number of rows comes by.
 """
 
 import functools
@@ -60,7 +59,7 @@ def parts_of(weights: Tensor) -> int:
 def add_weight_gradients(
     gradients: Tensor, last_gradient: Tensor, first_input: Tensor, inputs: Tensor, weights: Tensor, biases: Tensor
 ) -> None:
-    """Add the gradients of the weights and biases of L pointwise layers to sums, always in the same order.
+    """Add the gradients of the weights and biases of L pointwise layers to sums. The same tiles give the same sums.
 
     Args:
         gradients: of what all layers but the last computed, `(L - 1, N, C)`, bfloat16.
@@ -85,9 +84,6 @@ def add_weight_gradients(
         layers,
         CHANNELS=channels,
         COLUMNS=columns,
-        ROWS=64,
-        num_warps=8 if channels > 128 else 4,
-        num_stages=3,
     )
 
 
@@ -102,6 +98,13 @@ def _worth_trying(tiles: list[triton.Config], arguments: dict, **constants) -> l
     return [t for t in tiles if t.kwargs["COLUMNS"] <= constants["CHANNELS"] and (t.kwargs["ROWS"] == 32) == few]
 
 
+def _first_for_few(tiles: list[triton.Config], arguments: dict, **_) -> list[triton.Config]:
+    return tiles[:1] if arguments["rows"] < FEW_ROWS else tiles
+
+
+TIMED = functools.partial(triton.testing.do_bench, warmup=5, rep=20)  # milliseconds
+
+
 @triton.autotune(
     configs=[
         triton.Config({"ROWS": 128, "COLUMNS": 256}, num_warps=8, num_stages=3),
@@ -113,7 +116,7 @@ def _worth_trying(tiles: list[triton.Config], arguments: dict, **constants) -> l
     ],
     key=["rows", "CHANNELS"],
     prune_configs_by={"early_config_prune": _worth_trying},
-    do_bench=functools.partial(triton.testing.do_bench, warmup=5, rep=20),  # milliseconds
+    do_bench=TIMED,
 )
 @triton.jit
 def _pointwise(
@@ -159,6 +162,18 @@ def _pointwise(
         tl.store(copy + place, total.to(copy.dtype.element_ty), mask=there)
 
 
+@triton.autotune(
+    configs=[
+        triton.Config({"ROWS": 64}, num_warps=4, num_stages=2),  # fits a small GPU, too
+        triton.Config({"ROWS": 64}, num_warps=8, num_stages=3),
+        triton.Config({"ROWS": 32}, num_warps=4, num_stages=4),
+        triton.Config({"ROWS": 128}, num_warps=8, num_stages=2),
+    ],
+    key=["rows", "CHANNELS"],
+    prune_configs_by={"early_config_prune": _first_for_few},
+    restore_value=["weights", "biases"],  # each try adds to them
+    do_bench=TIMED,
+)
 @triton.jit
 def _add_weight_gradients(
     gradients,

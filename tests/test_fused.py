@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,6 +56,34 @@ def gradients(step):
 
 report(gradients(FusedSteps(update, torch.float16)), gradients(as_layers))
 """
+PARTS = """
+from vnca import kernels
+
+channels, layers = 256, 3
+sums = torch.randn(kernels.parts_of(torch.empty(layers, channels, channels)), layers, channels, channels)
+of_biases = torch.randn(len(sums), layers, channels)
+expected = [sums.sum(dim=0), of_biases.sum(dim=0)]
+for rows in (600, 1100):  # more parts the second time, and none of equal length
+    gradients, inputs = torch.randn(2, layers, rows, channels)
+    kernels.add_weight_gradients(gradients[:-1], gradients[-1], inputs[0], inputs[1:], sums, of_biases)
+    expected[0] += torch.einsum("lno,lni->loi", gradients, inputs)
+    expected[1] += gradients.sum(dim=1)
+report([sums.sum(dim=0), of_biases.sum(dim=0)], expected)
+"""
+CHANGED = """
+def change(state):  # a step without gradients, a change in place, then steps with gradients
+    state = state.detach().clone()
+    with torch.no_grad():
+        state = step(state)
+        state[:, :, 1:] = 0.5
+    return step(step(state))
+
+found = []
+for step in (FusedSteps(update, torch.float32), as_layers):
+    final = change(start)
+    found.append([final, *torch.autograd.grad((final * target).sum(), inputs[1:])])
+report(*found)
+"""
 LOSSES = """
 def loss_of_the_last(states):
     return (states[3] * target).sum()
@@ -93,9 +122,11 @@ report(*found)
     [
         (COMPARE, 1 + 1 + 12 + 1, 2e-6),  # the state, what it started from, the parameters, the state without gradients
         (LOSSES, 4 * (1 + 13 + 13), 2e-6),
+        (PARTS, 2, 2e-6),
+        (CHANGED, 1 + 12, 2e-6),
         (SHORT, 1 + 1 + 12, 2e-3),  # in float16, because the interpreter cannot compute in bfloat16
     ],
-    ids=["growth", "losses", "short"],
+    ids=["growth", "losses", "parts", "changed", "short"],
 )
 def test_fused_steps_and_their_gradients_are_those_of_the_layers(program, tensors, limit):
     environment = os.environ | {"TRITON_INTERPRET": "1"}
@@ -134,5 +165,16 @@ def test_kernels_are_there_for_the_published_update_in_bfloat16(monkeypatch, cha
     look.weight = OnGpu(look.weight)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: True)
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: dtype)
-    monkeypatch.setattr(decoders.importlib.util, "find_spec", lambda name: name == "triton")
+    monkeypatch.setattr(decoders, "_has_triton", lambda: True)
     assert decoders._can_fuse(decoder.update) == fits
+
+
+@pytest.mark.parametrize(("version", "fits"), [("3.1.0", False), ("3.2.0", True), ("3.9.0+git", True), ("4.0", True)])
+def test_a_triton_that_is_too_old_is_left_alone(monkeypatch, version, fits):
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=version))
+    assert decoders._has_triton() == fits
+
+
+def test_there_may_be_no_triton(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert not decoders._has_triton()

@@ -17,26 +17,31 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def gradients(decoder, z, target, fuse, dtype):
+def gradients(decoder, z, target, fuse, dtype, every=False):
+    """The logits and the gradient, of a loss of the logits or, if `every`, of all states."""
     decoder.fuse = fuse
     decoder.zero_grad()
     with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-        logits = decoder(z)
-    (logits.float() * target).sum().backward()
-    return logits.detach().float(), torch.cat([p.grad.flatten() for p in decoder.parameters()])
+        *states, last = decoder.grow(z)
+    logits = crop(last[:, :1]).float()
+    loss = (logits * target).sum()
+    if every:
+        loss = loss + sum(state.float().square().sum() for state in states)
+    loss.backward()
+    return logits.detach(), torch.cat([p.grad.flatten() for p in decoder.parameters()])
 
 
 @pytest.mark.parametrize("channels", [64, 128, 256])
-@pytest.mark.parametrize("batch_size", [3, 64])
-def test_fused_steps_are_as_exact_as_layers(channels, batch_size):
+@pytest.mark.parametrize(("batch_size", "every"), [(3, False), (64, False), (64, True)])
+def test_fused_steps_are_as_exact_as_layers(channels, batch_size, every):
     torch.manual_seed(0)
     decoder = DoublingDecoder(channels, channels, steps=2).cuda().to(memory_format=torch.channels_last)
     torch.nn.init.normal_(decoder.update.layers[-1].weight, std=0.02)
     z = torch.randn(batch_size, channels, device="cuda")
     target = torch.randn(batch_size, 1, 28, 28, device="cuda")
-    exact = gradients(decoder, z, target, False, torch.float32)
-    layers = gradients(decoder, z, target, False, torch.bfloat16)
-    fused = gradients(decoder, z, target, True, torch.bfloat16)
+    exact = gradients(decoder, z, target, False, torch.float32, every)
+    layers = gradients(decoder, z, target, False, torch.bfloat16, every)
+    fused = gradients(decoder, z, target, True, torch.bfloat16, every)
     for ours, theirs, truth in zip(fused, layers, exact, strict=True):
         error, yardstick = ((t - truth).norm() / truth.norm() for t in (ours, theirs))
         assert 0 < error < max(1.2 * yardstick, 5e-3), (error, yardstick)

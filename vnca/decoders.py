@@ -4,7 +4,6 @@ All are built for images of 28 × 28 pixels, worked on as 32 × 32 (two pixels o
 doublings lead from 2 × 2 to the whole.
 """
 
-import importlib.util
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -126,8 +125,17 @@ def _can_fuse(update: nn.Module) -> bool:
         and len(update.layers) > 2  # it has residual blocks
         and torch.is_autocast_enabled("cuda")
         and torch.get_autocast_dtype("cuda") == torch.bfloat16
-        and importlib.util.find_spec("triton") is not None
+        and _has_triton()
     )
+
+
+def _has_triton() -> bool:
+    """Whether there is a Triton that knows all that `vnca.kernels` asks of it."""
+    try:
+        import triton
+    except ImportError:
+        return False
+    return tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2)
 
 
 def compile_update(decoder: CellDecoder, **options) -> None:

@@ -12,12 +12,16 @@ have the same weights. Their gradients are summed over the steps in float32, whi
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from vnca import cells, kernels
 
 
 class FusedSteps:
     """Takes steps with an update, as `CellDecoder.step` does. One of it is made for each growth: it casts the weights.
+
+    All steps that it takes form one chain. So a state keeps what the backward pass of all earlier steps needs, and
+    once that pass has freed a step, no other can go through it.
 
     Args:
         update: of the doubling VNCA.
@@ -44,9 +48,11 @@ class FusedSteps:
         """One step: `(B, C, H, W)` -> `(B, C, H, W)`, in float32."""
         state = state.contiguous(memory_format=torch.channels_last)
         keep = torch.is_grad_enabled()
-        new, rounded, *self.sums = _Step.apply(
+        new, rounded, *sums = _Step.apply(
             state, self.states.of(state), *self.constants, *self.sums, self.gradients, keep
         )
+        if keep:  # a step without gradients leaves the chain as it is
+            self.sums = sums
         self.states.keep(new, rounded)
         return new
 
@@ -59,12 +65,18 @@ class _Rounded:
         self.keep(None, None)
 
     def keep(self, exact: Tensor | None, rounded: Tensor | None) -> None:
-        self.exact, self.rounded = exact, rounded
+        # What is held here, autograd does not add to: where gradients of two sources meet, it makes a new tensor.
+        self.exact, self.rounded, self.version = exact, rounded, _version(exact)
 
     def of(self, tensor: Tensor) -> Tensor:
         """A tensor, rounded."""
-        # Autograd cannot add to a gradient that is held here: then it makes a new one.
-        return self.rounded if tensor is self.exact else tensor.detach().to(self.dtype)
+        unchanged = tensor is self.exact and _version(tensor) == self.version
+        return self.rounded if unchanged else tensor.detach().to(self.dtype)
+
+
+def _version(tensor: Tensor | None) -> int | None:
+    """How often a tensor was changed in place, where PyTorch counts that."""
+    return None if tensor is None or tensor.is_inference() else tensor._version
 
 
 class _Collect(torch.autograd.Function):
@@ -82,6 +94,7 @@ class _Collect(torch.autograd.Function):
         return tuple(weights.new_empty(()).expand(shape) for shape in shapes)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, of_look: Tensor, of_weights: Tensor, of_biases: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return of_look, of_weights.sum(dim=0), of_biases.sum(dim=0)
 
@@ -117,22 +130,25 @@ class _Step(torch.autograd.Function):
             hidden, weights[-1], rows_of(new), bias=biases[-1], added=rows_of(state), copy=rows_of(new_rounded)
         )
         if keep:
-            ctx.save_for_backward(rounded_state, seen, written, look, weights, of_weights, of_biases)
+            ctx.save_for_backward(rounded_state, seen, written, look, weights)
         ctx.gradients = gradients
         ctx.mark_non_differentiable(new_rounded)
         ctx.set_materialize_grads(False)  # no zeros for it, nor for sums that nobody has begun
         return new, new_rounded, of_look, of_weights, of_biases
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor | None, _: Tensor, *sums: Tensor | None) -> tuple[Tensor | None, ...]:
-        rounded_state, seen, written, look, weights, *placeholders = ctx.saved_tensors
         if gradient is None:  # the state was not used, only steps after it were
             return None, None, None, None, None, *sums, None, None
+        rounded_state, seen, written, look, weights = ctx.saved_tensors
+        layers, parts = len(weights), kernels.parts_of(weights)
         if sums[0] is None:
-            of_others = [torch.zeros_like(p, memory_format=torch.contiguous_format) for p in placeholders]
-            sums = torch.zeros_like(look, dtype=torch.float32), *of_others
-        of_look, of_weights, of_biases = sums
-        layers = len(weights)
+            of_look = torch.zeros_like(look, dtype=torch.float32)
+            of_weights = weights.new_zeros(parts, *weights.shape, dtype=torch.float32)
+            of_biases = weights.new_zeros(parts, *weights.shape[:2], dtype=torch.float32)
+        else:
+            of_look, of_weights, of_biases = sums
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         of_change = rows_of(ctx.gradients.of(gradient))
         # Of what the other layers compute, before their activation and before the input of their block is added.
@@ -149,6 +165,7 @@ class _Step(torch.autograd.Function):
             of_seen, rounded_state, look, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
         )
         of_look += of_this_look
+        of_state = of_state.contiguous(memory_format=torch.channels_last)
         of_whole, rounded = torch.empty_like(gradient), torch.empty_like(of_state)
         kernels.add(rows_of(gradient), rows_of(of_state), rows_of(of_whole), copy=rows_of(rounded))
         ctx.gradients.keep(of_whole, rounded)

@@ -1,7 +1,7 @@
 """The GPU kernels of `vnca.fused`, in Triton: a pointwise layer, the gradients of its weights, and a sum.
 
 The first two multiply tall matrices, with one row for each cell, and work on tiles of rows. Which tiles are fastest
-depends on the GPU and on the number of rows, so a few are tried the first time that a number of rows comes by.
+depends on the GPU and on the number of rows, so a few are tried the first time that a large number of rows comes by.
 """
 
 import functools
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-FEW_ROWS = 8192  # below, large tiles are too few to keep a GPU busy
+FEW_ROWS = 8192  # below, large tiles are too few to keep a GPU busy, and there is little to gain by trying
 PROGRAMS = 264  # of the kernel for gradients of weights: two for each multiprocessor of a large GPU
 COLUMNS = 128  # of a layer's output, which one of these programs takes at most
 
@@ -39,8 +39,16 @@ def pointwise(
         copy: where the result goes a second time, `(N, C)`, rounded to the type of this tensor.
         backward: multiply by `weight` and not by its transpose: `x` is the gradient of what the layer computed.
         elu_result: what the ELU before that layer returned, `(N, C)`; `out` is then the gradient of what went into it.
+
+    Raises:
+        ValueError: if `N C` is 2³¹ or more, which the kernels cannot count.
     """
     rows, channels = x.shape
+    if rows * channels >= 2**31:
+        raise ValueError(
+            f"the GPU takes at most {(2**31 - 1) // channels:,} cells of {channels} channels at once, not {rows:,}: "
+            "decode fewer images at once"
+        )
 
     def programs(tile: dict) -> tuple[int]:
         return (triton.cdiv(rows, tile["ROWS"]) * (channels // tile["COLUMNS"]),)
@@ -59,14 +67,17 @@ def parts_of(weights: Tensor) -> int:
 def add_weight_gradients(
     gradients: Tensor, last_gradient: Tensor, first_input: Tensor, inputs: Tensor, weights: Tensor, biases: Tensor
 ) -> None:
-    """Add the gradients of the weights and biases of L pointwise layers to sums. The same tiles give the same sums.
+    """Add the gradients of the weights and biases of L pointwise layers to sums.
+
+    No two programs add to the same sum, so the same tiles give the same numbers. But tiles are chosen by the time that
+    they take, and the sums of two runs can differ in their last bits.
 
     Args:
         gradients: of what all layers but the last computed, `(L - 1, N, C)`, bfloat16.
         last_gradient: of what the last one computed, `(N, C)`, likewise.
         first_input: of the first layer, `(N, C)`, bfloat16.
         inputs: of the others, `(L - 1, N, C)`, likewise.
-        weights: sums for P parts of the rows, `(P, L, C, C)`, float32. Few rows may have fewer parts.
+        weights: sums for P parts of the rows, `(P, L, C, C)`, float32. Few rows add to the first parts only.
         biases: `(P, L, C)`, likewise.
     """
     (parts, layers, channels), rows = biases.shape, len(first_input)
@@ -98,8 +109,10 @@ def _worth_trying(tiles: list[triton.Config], arguments: dict, **constants) -> l
     return [t for t in tiles if t.kwargs["COLUMNS"] <= constants["CHANNELS"] and (t.kwargs["ROWS"] == 32) == few]
 
 
-def _first_for_few(tiles: list[triton.Config], arguments: dict, **_) -> list[triton.Config]:
-    return tiles[:1] if arguments["rows"] < FEW_ROWS else tiles
+def _fitting(tiles: list[triton.Config], arguments: dict, **constants) -> list[triton.Config]:
+    warps = 8 if constants["CHANNELS"] > 128 else 4  # with fewer a thread had more sums than registers
+    fitting = [t for t in tiles if t.num_warps == warps]
+    return fitting[:1] if arguments["rows"] < FEW_ROWS else fitting
 
 
 TIMED = functools.partial(triton.testing.do_bench, warmup=5, rep=20)  # milliseconds
@@ -111,6 +124,8 @@ TIMED = functools.partial(triton.testing.do_bench, warmup=5, rep=20)  # millisec
         triton.Config({"ROWS": 128, "COLUMNS": 128}, num_warps=8, num_stages=3),
         triton.Config({"ROWS": 128, "COLUMNS": 128}, num_warps=4, num_stages=3),
         triton.Config({"ROWS": 64, "COLUMNS": 256}, num_warps=4, num_stages=2),
+        triton.Config({"ROWS": 64, "COLUMNS": 256}, num_warps=8, num_stages=2),
+        triton.Config({"ROWS": 64, "COLUMNS": 128}, num_warps=4, num_stages=3),
         triton.Config({"ROWS": 64, "COLUMNS": 64}, num_warps=4, num_stages=3),
         triton.Config({"ROWS": 32, "COLUMNS": 64}, num_warps=4, num_stages=3),
     ],
@@ -164,13 +179,12 @@ def _pointwise(
 
 @triton.autotune(
     configs=[
-        triton.Config({"ROWS": 64}, num_warps=4, num_stages=2),  # fits a small GPU, too
-        triton.Config({"ROWS": 64}, num_warps=8, num_stages=3),
-        triton.Config({"ROWS": 32}, num_warps=4, num_stages=4),
-        triton.Config({"ROWS": 128}, num_warps=8, num_stages=2),
+        triton.Config({"ROWS": rows}, num_warps=warps, num_stages=stages)
+        for warps in (4, 8)
+        for rows, stages in ((64, 2), (64, 3), (32, 4), (128, 2))
     ],
     key=["rows", "CHANNELS"],
-    prune_configs_by={"early_config_prune": _first_for_few},
+    prune_configs_by={"early_config_prune": _fitting},
     restore_value=["weights", "biases"],  # each try adds to them
     do_bench=TIMED,
 )

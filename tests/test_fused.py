@@ -62,13 +62,15 @@ from vnca import kernels
 channels, layers = 256, 3
 sums = torch.randn(kernels.parts_of(torch.empty(layers, channels, channels)), layers, channels, channels)
 of_biases = torch.randn(len(sums), layers, channels)
-expected = [sums.sum(dim=0), of_biases.sum(dim=0)]
-for rows in (600, 1100):  # more parts the second time, and none of equal length
+expected = sums.clone(), of_biases.clone()
+for rows, parts in ((600, 2), (1100, 4)):  # none of equal length
     gradients, inputs = torch.randn(2, layers, rows, channels)
     kernels.add_weight_gradients(gradients[:-1], gradients[-1], inputs[0], inputs[1:], sums, of_biases)
-    expected[0] += torch.einsum("lno,lni->loi", gradients, inputs)
-    expected[1] += gradients.sum(dim=1)
-report([sums.sum(dim=0), of_biases.sum(dim=0)], expected)
+    length = -(-rows // parts)
+    for part, (g, x) in enumerate(zip(gradients.split(length, dim=1), inputs.split(length, dim=1), strict=True)):
+        expected[0][part] += torch.einsum("lno,lni->loi", g, x)
+        expected[1][part] += g.sum(dim=1)
+report([sums, of_biases], expected)
 """
 CHANGED = """
 def change(state):  # a step without gradients, a change in place, then steps with gradients

@@ -452,7 +452,8 @@ def main(arguments: list[str] | None = None) -> int:
                 steps[-1]["rows"] = rows
                 write_json(path, record | {"steps": steps})  # each time, so that a run that is cut loses one row only
                 print(line(name, rows[name]), flush=True)
-            print(*time_spent(steps[-1]["rows"]), sep="\n", flush=True)
+            for text in time_spent(steps[-1]["rows"]):
+                print(text, flush=True)
     print(f"written to {path}")
     return 0
 

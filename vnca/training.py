@@ -357,9 +357,8 @@ def _start(config: TrainConfig, images: Tensor | None) -> VAE:
     to_fit = config.model.components > 0
     if config.init_from is not None:
         theirs = ModelConfig(**pretrained.read_config(pretrained.find(config.init_from))["model"])
-        if theirs != config.model and (
-            not to_fit or replace(theirs, components=config.model.components) != config.model
-        ):
+        but_for_prior = replace(theirs, components=config.model.components) if to_fit else theirs
+        if but_for_prior != config.model:
             raise ValueError(f"the weights {config.init_from} are of another model: {theirs}, not {config.model}")
         to_fit = theirs != config.model
         weights = pretrained.load(config.init_from).state_dict().items()

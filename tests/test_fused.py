@@ -72,6 +72,28 @@ for rows, parts in ((600, 2), (1100, 4)):  # none of equal length
         expected[1][part] += g.sum(dim=1)
 report([sums, of_biases], expected)
 """
+TILES = """
+from vnca import kernels
+
+channels, rows = 256, 300
+x, added, elu_result = torch.randn(3, rows, channels)
+weight, bias = torch.randn(channels, channels), torch.randn(channels)
+forward = torch.nn.functional.elu(x @ weight.T + bias) + added
+backward = (x @ weight) * (elu_result.clamp(max=0) + 1) + added
+ours, expected = [], []
+for tile in kernels._pointwise.configs:
+    programs = 2 if tile.kwargs["STAYING"] else -(-rows // tile.kwargs["ROWS"])  # those that stay take turns
+    grid = (programs * (channels // tile.kwargs["COLUMNS"]),)
+    for back in (False, True):
+        given = (None, added, elu_result) if back else (bias, added, None)
+        out, copy = torch.full((2, rows, channels), torch.nan)
+        kernels._pointwise.fn[grid](
+            x, weight, *given, out, copy, rows, CHANNELS=channels, ELU=not back, BACKWARD=back, **tile.kwargs
+        )
+        ours += [out, copy]
+        expected += [backward if back else forward] * 2
+report(ours, expected)
+"""
 CHANGED = """
 def change(state):  # a step without gradients, a change in place, then steps with gradients
     state = state.detach().clone()
@@ -125,10 +147,11 @@ report(*found)
         (COMPARE, 1 + 1 + 12 + 1, 2e-6),  # the state, what it started from, the parameters, the state without gradients
         (LOSSES, 4 * (1 + 13 + 13), 2e-6),
         (PARTS, 2, 2e-6),
+        (TILES, 10 * 4, 2e-6),
         (CHANGED, 1 + 12, 2e-6),
         (SHORT, 1 + 1 + 12, 2e-3),  # in float16, because the interpreter cannot compute in bfloat16
     ],
-    ids=["growth", "losses", "parts", "changed", "short"],
+    ids=["growth", "losses", "parts", "tiles", "changed", "short"],
 )
 def test_fused_steps_and_their_gradients_are_those_of_the_layers(program, tensors, limit):
     environment = os.environ | {"TRITON_INTERPRET": "1"}

@@ -6,6 +6,7 @@ depends on the GPU and on the number of rows, so a few are tried the first time 
 
 import functools
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -51,7 +52,10 @@ def pointwise(
         )
 
     def programs(tile: dict) -> tuple[int]:
-        return (triton.cdiv(rows, tile["ROWS"]) * (channels // tile["COLUMNS"]),)
+        tiles = triton.cdiv(rows, tile["ROWS"])
+        if tile["STAYING"]:
+            tiles = min(tiles, _multiprocessors(x.device))
+        return (tiles * (channels // tile["COLUMNS"]),)
 
     _pointwise[programs](
         x, weight, bias, added, elu_result, out, copy, rows, CHANNELS=channels, ELU=elu, BACKWARD=backward
@@ -115,19 +119,29 @@ def _fitting(tiles: list[triton.Config], arguments: dict, **constants) -> list[t
     return fitting[:1] if arguments["rows"] < FEW_ROWS else fitting
 
 
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 TIMED = functools.partial(triton.testing.do_bench, warmup=5, rep=20)  # milliseconds
 
 
 @triton.autotune(
     configs=[
-        triton.Config({"ROWS": 128, "COLUMNS": 256}, num_warps=8, num_stages=3),
-        triton.Config({"ROWS": 128, "COLUMNS": 128}, num_warps=8, num_stages=3),
-        triton.Config({"ROWS": 128, "COLUMNS": 128}, num_warps=4, num_stages=3),
-        triton.Config({"ROWS": 64, "COLUMNS": 256}, num_warps=4, num_stages=2),
-        triton.Config({"ROWS": 64, "COLUMNS": 256}, num_warps=8, num_stages=2),
-        triton.Config({"ROWS": 64, "COLUMNS": 128}, num_warps=4, num_stages=3),
-        triton.Config({"ROWS": 64, "COLUMNS": 64}, num_warps=4, num_stages=3),
-        triton.Config({"ROWS": 32, "COLUMNS": 64}, num_warps=4, num_stages=3),
+        triton.Config({"ROWS": rows, "COLUMNS": columns, "STAYING": staying}, num_warps=warps, num_stages=stages)
+        for rows, columns, staying, warps, stages in (
+            (64, 256, True, 8, 1),
+            (64, 128, True, 4, 1),
+            (128, 256, False, 8, 3),
+            (128, 128, False, 8, 3),
+            (128, 128, False, 4, 3),
+            (64, 256, False, 4, 2),
+            (64, 256, False, 8, 2),
+            (64, 128, False, 4, 3),
+            (64, 64, False, 4, 3),
+            (32, 64, False, 4, 3),
+        )
     ],
     key=["rows", "CHANNELS"],
     prune_configs_by={"early_config_prune": _worth_trying},
@@ -148,30 +162,61 @@ def _pointwise(
     BACKWARD: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    STAYING: tl.constexpr,
 ):
     # Programs with the same rows follow each other, so that these are still in the cache.
     tiles: tl.constexpr = CHANNELS // COLUMNS
     row = (tl.program_id(0) // tiles) * ROWS + tl.arange(0, ROWS)
     column = (tl.program_id(0) % tiles) * COLUMNS + tl.arange(0, COLUMNS)
-    there = (row < rows)[:, None]
-    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for start in range(0, CHANNELS, 64):
-        inner = start + tl.arange(0, 64)
-        some = tl.load(x + row[:, None] * CHANNELS + inner[None, :], mask=there, other=0.0)
-        if BACKWARD:
-            factors = tl.load(weight + inner[:, None] * CHANNELS + column[None, :])
-        else:
-            factors = tl.load(weight + column[None, :] * CHANNELS + inner[:, None])
-        total = tl.dot(some, factors, total)
+    constants = None if bias is None else tl.load(bias + column)
+    if STAYING:  # in shared memory: the weights of this program, while rows pass by that would else fetch them again
+        every = tl.arange(0, CHANNELS)
+        factors = _factors(weight, every, column, CHANNELS, BACKWARD)
+        step = tl.num_programs(0) // tiles * ROWS
+        coming = _numbers(x, row, every, rows, CHANNELS)
+        for _ in range(tl.program_id(0) // tiles * ROWS, rows, step):
+            some = coming
+            coming = _numbers(x, row + step, every, rows, CHANNELS)  # on their way while these are multiplied
+            slope = None if elu_result is None else _numbers(elu_result, row, column, rows, CHANNELS)
+            more = None if added is None else _numbers(added, row, column, rows, CHANNELS)
+            total = tl.dot(some, factors)
+            _finish(total, constants, slope, more, out, copy, row, column, rows, CHANNELS, ELU)
+            row += step
+    else:
+        total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+        for start in range(0, CHANNELS, 64):
+            inner = start + tl.arange(0, 64)
+            some = _numbers(x, row, inner, rows, CHANNELS)
+            total = tl.dot(some, _factors(weight, inner, column, CHANNELS, BACKWARD), total)
+        slope = None if elu_result is None else _numbers(elu_result, row, column, rows, CHANNELS)
+        more = None if added is None else _numbers(added, row, column, rows, CHANNELS)
+        _finish(total, constants, slope, more, out, copy, row, column, rows, CHANNELS, ELU)
+
+
+@triton.jit
+def _numbers(matrix, row, column, rows, CHANNELS: tl.constexpr):
+    return tl.load(matrix + row[:, None] * CHANNELS + column[None, :], mask=(row < rows)[:, None], other=0.0)
+
+
+@triton.jit
+def _factors(weight, inner, column, CHANNELS: tl.constexpr, BACKWARD: tl.constexpr):
+    if BACKWARD:
+        return tl.load(weight + inner[:, None] * CHANNELS + column[None, :])
+    else:
+        return tl.load(weight + column[None, :] * CHANNELS + inner[:, None])
+
+
+@triton.jit
+def _finish(total, bias, slope, more, out, copy, row, column, rows, CHANNELS: tl.constexpr, ELU: tl.constexpr):
     if bias is not None:
-        total += tl.load(bias + column)[None, :]
+        total += bias[None, :]
     if ELU:
         total = tl.where(total > 0, total, tl.exp(tl.minimum(total, 0.0)) - 1)
-    place = row[:, None] * CHANNELS + column[None, :]
-    if elu_result is not None:  # the slope of the ELU is 1, or where its result is negative, the result plus 1
-        total *= tl.minimum(tl.load(elu_result + place, mask=there, other=0.0).to(tl.float32), 0.0) + 1
-    if added is not None:
-        total += tl.load(added + place, mask=there, other=0.0).to(tl.float32)
+    if slope is not None:  # that of the ELU is 1, or where its result is negative, the result plus 1
+        total *= tl.minimum(slope.to(tl.float32), 0.0) + 1
+    if more is not None:
+        total += more.to(tl.float32)
+    place, there = row[:, None] * CHANNELS + column[None, :], (row < rows)[:, None]
     tl.store(out + place, total.to(out.dtype.element_ty), mask=there)
     if copy is not None:
         tl.store(copy + place, total.to(copy.dtype.element_ty), mask=there)

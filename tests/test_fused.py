@@ -88,7 +88,17 @@ for tile in kernels._pointwise.configs:
         given = (None, added, elu_result) if back else (bias, added, None)
         out, copy = torch.full((2, rows, channels), torch.nan)
         kernels._pointwise.fn[grid](
-            x, weight, *given, out, copy, rows, CHANNELS=channels, ELU=not back, BACKWARD=back, **tile.kwargs
+            x,
+            weight,
+            *given,
+            out,
+            copy,
+            rows,
+            CHANNELS=channels,
+            ELU=not back,
+            BACKWARD=back,
+            TURNED=back,
+            **tile.kwargs,
         )
         ours += [out, copy]
         expected += [backward if back else forward] * 2
@@ -174,21 +184,27 @@ class OnGpu(torch.nn.Parameter):
 
 
 @pytest.mark.parametrize(
-    ("channels", "hidden", "blocks", "dtype", "fits"),
+    ("channels", "hidden", "blocks", "dtype", "device", "emulated", "fits"),
     [
-        (64, 64, 4, torch.bfloat16, True),
-        (256, 256, 1, torch.bfloat16, True),
-        (64, 32, 4, torch.bfloat16, False),
-        (48, 48, 4, torch.bfloat16, False),
-        (64, 64, 0, torch.bfloat16, False),
-        (64, 64, 4, torch.float16, False),
+        (64, 64, 4, torch.bfloat16, None, False, True),
+        (256, 256, 1, torch.bfloat16, None, False, True),
+        (64, 32, 4, torch.bfloat16, None, False, False),
+        (48, 48, 4, torch.bfloat16, None, False, False),
+        (64, 64, 0, torch.bfloat16, None, False, False),
+        (64, 64, 4, torch.float16, None, False, False),
+        (64, 64, 4, torch.bfloat16, 1, False, False),  # another GPU than that of the weights
+        (64, 64, 4, torch.bfloat16, None, True, False),  # a T4
     ],
 )
-def test_kernels_are_there_for_the_published_update_in_bfloat16(monkeypatch, channels, hidden, blocks, dtype, fits):
+def test_kernels_are_there_for_the_published_update_in_bfloat16(
+    monkeypatch, channels, hidden, blocks, dtype, device, emulated, fits
+):
     decoder = DoublingDecoder(channels, hidden, residual_blocks=blocks)
     look = decoder.update.layers[0]
     look.weight = OnGpu(look.weight)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: device)
+    monkeypatch.setattr(decoders.hardware, "has_bfloat16", lambda device: emulated is False)
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: dtype)
     monkeypatch.setattr(decoders, "_has_triton", lambda: True)
     assert decoders._can_fuse(decoder.update) == fits

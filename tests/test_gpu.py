@@ -49,6 +49,92 @@ def test_fused_steps_are_as_exact_as_layers(channels, batch_size, every):
         assert torch.allclose(decoder(z).float(), fused[0], rtol=1e-2, atol=1e-2)
 
 
+ROWS = 20_000  # of no tile a multiple
+
+
+def drawn(*shape):
+    return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("channels", [64, 256])
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("adding", [False, True])
+def test_every_tile_of_a_layer_gives_the_same(channels, back, adding):
+    from vnca import kernels
+
+    torch.manual_seed(0)
+    x, added, elu_result, out = drawn(4, ROWS, channels)
+    weight, bias = drawn(channels, channels) / channels**0.5, torch.randn(channels, device="cuda")
+    given = (None if back else bias, added if adding else None, None if adding or not back else elu_result)
+    expected = x.float() @ (weight if back else weight.T).float() + (0 if back else bias)
+    if not adding:
+        expected = expected * (elu_result.float().clamp(max=0) + 1) if back else torch.nn.functional.elu(expected)
+    expected = expected + (added.float() if adding else 0)
+    tried = 0
+    for tile in kernels._pointwise.configs:
+        sizes = tile.kwargs
+        if sizes["COLUMNS"] > channels:
+            continue
+        programs = 50 if sizes["STAYING"] else -(-ROWS // sizes["ROWS"])
+        out.fill_(torch.nan)
+        try:
+            kernels._pointwise.fn[(programs * (channels // sizes["COLUMNS"]),)](
+                x,
+                weight,
+                *given,
+                out,
+                None,
+                ROWS,
+                CHANNELS=channels,
+                ELU=not back and not adding,
+                BACKWARD=back,
+                TURNED=adding,
+                **tile.all_kwargs(),
+            )
+        except kernels.triton.runtime.errors.OutOfResources:
+            continue  # this GPU has too little shared memory, so it is not chosen there
+        tried += 1
+        assert torch.allclose(out.float(), expected, rtol=1e-2, atol=1e-2), tile
+    assert tried
+
+
+def test_every_tile_of_the_gradients_of_weights_gives_the_same_each_time():
+    from vnca import kernels
+
+    torch.manual_seed(0)
+    gradients, inputs = drawn(2, 3, 10 * ROWS, 256)
+    expected = torch.stack([g.float().T @ x.float() for g, x in zip(gradients, inputs, strict=True)])
+    parts, rows = 5, 10 * ROWS
+    for tile in kernels._add_weight_gradients.configs:
+        if tile.num_warps != 8:  # those are for fewer channels
+            continue
+        found = []
+        for _ in range(20):
+            sums = torch.zeros(parts, 3, 256, 256, device="cuda")
+            of_biases = torch.zeros(parts, 3, 256, device="cuda")
+            kernels._add_weight_gradients.fn[(2, parts, 3)](
+                gradients[:-1],
+                gradients[-1],
+                inputs[0],
+                inputs[1:],
+                sums,
+                of_biases,
+                rows,
+                rows // parts,
+                3,
+                CHANNELS=256,
+                COLUMNS=128,
+                **tile.all_kwargs(),
+            )
+            found.append((sums, of_biases))
+        sums, of_biases = found[0]
+        for again in found[1:]:  # a number that is overwritten before it was used would differ from time to time
+            assert torch.equal(again[0], sums) and torch.equal(again[1], of_biases), tile
+        assert ((sums.sum(dim=0) - expected).norm() / expected.norm()).item() < 1e-4, tile
+        of_bias = gradients.float().sum(dim=1)
+        assert ((of_biases.sum(dim=0) - of_bias).norm() / of_bias.norm()).item() < 1e-4, tile
+
+
 def test_a_fused_growth_shows_every_step():
     decoder = DoublingDecoder(64, 64, steps=2).cuda()
     torch.nn.init.normal_(decoder.update.layers[-1].weight, std=0.02)

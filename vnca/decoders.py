@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vnca import cells
+from vnca import cells, hardware
 
 IMAGE_SIZE = 28
 BORDER = 2
@@ -117,7 +117,8 @@ class CellDecoder(nn.Module):
 
 def _can_fuse(update: nn.Module) -> bool:
     """Whether `vnca.fused` has kernels for an update, here and under the present autocast."""
-    if not isinstance(update, cells.Update) or not next(update.parameters()).is_cuda:
+    weight = next(update.parameters())
+    if not isinstance(update, cells.Update) or not weight.is_cuda:
         return False
     channels, hidden = update.layers[0].in_channels, update.layers[0].out_channels
     return (
@@ -125,6 +126,8 @@ def _can_fuse(update: nn.Module) -> bool:
         and len(update.layers) > 2  # it has residual blocks
         and torch.is_autocast_enabled("cuda")
         and torch.get_autocast_dtype("cuda") == torch.bfloat16
+        and hardware.has_bfloat16(weight.device)
+        and weight.device.index == torch.cuda.current_device()  # there Triton launches, wherever the tensors are
         and _has_triton()
     )
 

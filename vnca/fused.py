@@ -122,12 +122,18 @@ class _Step(torch.autograd.Function):
         written = hidden.new_empty(layers - 1 if keep else 4, *hidden.shape)
         for layer in range(0, layers - 1, 2):
             inner, outer = written[layer % len(written)], written[(layer + 1) % len(written)]
-            kernels.pointwise(hidden, weights[layer], inner, bias=biases[layer], elu=True)
+            kernels.pointwise(hidden, weights[layer], inner, bias=biases[layer], elu=True, turned=True)
             kernels.pointwise(inner, weights[layer + 1], outer, bias=biases[layer + 1], added=hidden)
             hidden = outer
         new, new_rounded = torch.empty_like(state), torch.empty_like(rounded_state)
         kernels.pointwise(
-            hidden, weights[-1], rows_of(new), bias=biases[-1], added=rows_of(state), copy=rows_of(new_rounded)
+            hidden,
+            weights[-1],
+            rows_of(new),
+            bias=biases[-1],
+            added=rows_of(state),
+            copy=rows_of(new_rounded),
+            turned=True,
         )
         if keep:
             ctx.save_for_backward(rounded_state, seen, written, look, weights)
@@ -154,12 +160,12 @@ class _Step(torch.autograd.Function):
         # Of what the other layers compute, before their activation and before the input of their block is added.
         of_layers = torch.empty_like(written)  # (L - 1, B H W, C)
         of_seen = torch.empty_like(seen)
-        kernels.pointwise(of_change, weights[-1], of_layers[-1], backward=True)
+        kernels.pointwise(of_change, weights[-1], of_layers[-1], backward=True, turned=True)
         for layer in range(layers - 3, -1, -2):  # the first layer of each block, from the last block on
             inner, outer = of_layers[layer], of_layers[layer + 1]
             kernels.pointwise(outer, weights[layer + 1], inner, backward=True, elu_result=written[layer])
             below = of_layers[layer - 1] if layer else rows_of(of_seen)
-            kernels.pointwise(inner, weights[layer], below, backward=True, added=outer)
+            kernels.pointwise(inner, weights[layer], below, backward=True, added=outer, turned=True)
         kernels.add_weight_gradients(of_layers, of_change, rows_of(seen), written, of_weights, of_biases)
         of_state, of_this_look, _ = torch.ops.aten.convolution_backward(
             of_seen, rounded_state, look, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 FEW_ROWS = 8192  # below, large tiles are too few to keep a GPU busy, and there is little to gain by trying
-PROGRAMS = 264  # of the kernel for gradients of weights: two for each multiprocessor of a large GPU
+PROGRAMS = 132  # of the kernel for gradients of weights: one for each multiprocessor of a large GPU
 COLUMNS = 128  # of a layer's output, which one of these programs takes at most
 
 
@@ -27,6 +27,7 @@ def pointwise(
     copy: Tensor | None = None,
     backward: bool = False,
     elu_result: Tensor | None = None,
+    turned: bool = False,
 ) -> None:
     """A pointwise layer of all cells, `out = elu(x weightᵀ + bias) + added`, or a step of its backward pass.
 
@@ -40,6 +41,8 @@ def pointwise(
         copy: where the result goes a second time, `(N, C)`, rounded to the type of this tensor.
         backward: multiply by `weight` and not by its transpose: `x` is the gradient of what the layer computed.
         elu_result: what the ELU before that layer returned, `(N, C)`; `out` is then the gradient of what went into it.
+        turned: begin with the last rows. A layer that goes the other way than the one before it begins with rows that
+            are still in the cache.
 
     Raises:
         ValueError: if `N C` is 2³¹ or more, which the kernels cannot count.
@@ -58,7 +61,18 @@ def pointwise(
         return (tiles * (channels // tile["COLUMNS"]),)
 
     _pointwise[programs](
-        x, weight, bias, added, elu_result, out, copy, rows, CHANNELS=channels, ELU=elu, BACKWARD=backward
+        x,
+        weight,
+        bias,
+        added,
+        elu_result,
+        out,
+        copy,
+        rows,
+        CHANNELS=channels,
+        ELU=elu,
+        BACKWARD=backward,
+        TURNED=turned,
     )
 
 
@@ -143,7 +157,7 @@ TIMED = functools.partial(triton.testing.do_bench, warmup=5, rep=20)  # millisec
             (32, 64, False, 4, 3),
         )
     ],
-    key=["rows", "CHANNELS"],
+    key=["rows", "CHANNELS", "ELU", "BACKWARD", "TURNED"],
     prune_configs_by={"early_config_prune": _worth_trying},
     do_bench=TIMED,
 )
@@ -160,6 +174,7 @@ def _pointwise(
     CHANNELS: tl.constexpr,
     ELU: tl.constexpr,
     BACKWARD: tl.constexpr,
+    TURNED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STAYING: tl.constexpr,
@@ -171,31 +186,40 @@ def _pointwise(
     constants = None if bias is None else tl.load(bias + column)
     if STAYING:  # in shared memory: the weights of this program, while rows pass by that would else fetch them again
         every = tl.arange(0, CHANNELS)
+        coming = _numbers(x, row, every, rows, CHANNELS, TURNED)
         factors = _factors(weight, every, column, CHANNELS, BACKWARD)
         step = tl.num_programs(0) // tiles * ROWS
-        coming = _numbers(x, row, every, rows, CHANNELS)
         for _ in range(tl.program_id(0) // tiles * ROWS, rows, step):
             some = coming
-            coming = _numbers(x, row + step, every, rows, CHANNELS)  # on their way while these are multiplied
-            slope = None if elu_result is None else _numbers(elu_result, row, column, rows, CHANNELS)
-            more = None if added is None else _numbers(added, row, column, rows, CHANNELS)
+            coming = _numbers(x, row + step, every, rows, CHANNELS, TURNED)  # on their way while these are multiplied
+            slope = None if elu_result is None else _numbers(elu_result, row, column, rows, CHANNELS, TURNED)
+            more = None if added is None else _numbers(added, row, column, rows, CHANNELS, TURNED)
             total = tl.dot(some, factors)
-            _finish(total, constants, slope, more, out, copy, row, column, rows, CHANNELS, ELU)
+            _finish(total, constants, slope, more, out, copy, row, column, rows, CHANNELS, ELU, TURNED)
             row += step
     else:
         total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
         for start in range(0, CHANNELS, 64):
             inner = start + tl.arange(0, 64)
-            some = _numbers(x, row, inner, rows, CHANNELS)
+            some = _numbers(x, row, inner, rows, CHANNELS, TURNED)
             total = tl.dot(some, _factors(weight, inner, column, CHANNELS, BACKWARD), total)
-        slope = None if elu_result is None else _numbers(elu_result, row, column, rows, CHANNELS)
-        more = None if added is None else _numbers(added, row, column, rows, CHANNELS)
-        _finish(total, constants, slope, more, out, copy, row, column, rows, CHANNELS, ELU)
+        slope = None if elu_result is None else _numbers(elu_result, row, column, rows, CHANNELS, TURNED)
+        more = None if added is None else _numbers(added, row, column, rows, CHANNELS, TURNED)
+        _finish(total, constants, slope, more, out, copy, row, column, rows, CHANNELS, ELU, TURNED)
 
 
 @triton.jit
-def _numbers(matrix, row, column, rows, CHANNELS: tl.constexpr):
-    return tl.load(matrix + row[:, None] * CHANNELS + column[None, :], mask=(row < rows)[:, None], other=0.0)
+def _numbers(matrix, row, column, rows, CHANNELS: tl.constexpr, TURNED: tl.constexpr):
+    place = _place(row, column, rows, CHANNELS, TURNED)
+    return tl.load(matrix + place, mask=(row < rows)[:, None], other=0.0)
+
+
+@triton.jit
+def _place(row, column, rows, CHANNELS: tl.constexpr, TURNED: tl.constexpr):
+    if TURNED:
+        return (rows - 1 - row)[:, None] * CHANNELS + column[None, :]
+    else:
+        return row[:, None] * CHANNELS + column[None, :]
 
 
 @triton.jit
@@ -207,16 +231,30 @@ def _factors(weight, inner, column, CHANNELS: tl.constexpr, BACKWARD: tl.constex
 
 
 @triton.jit
-def _finish(total, bias, slope, more, out, copy, row, column, rows, CHANNELS: tl.constexpr, ELU: tl.constexpr):
+def _finish(
+    total,
+    bias,
+    slope,
+    more,
+    out,
+    copy,
+    row,
+    column,
+    rows,
+    CHANNELS: tl.constexpr,
+    ELU: tl.constexpr,
+    TURNED: tl.constexpr,
+):
+    there = (row < rows)[:, None]
     if bias is not None:
         total += bias[None, :]
     if ELU:
         total = tl.where(total > 0, total, tl.exp(tl.minimum(total, 0.0)) - 1)
     if slope is not None:  # that of the ELU is 1, or where its result is negative, the result plus 1
         total *= tl.minimum(slope.to(tl.float32), 0.0) + 1
-    if more is not None:
-        total += more.to(tl.float32)
-    place, there = row[:, None] * CHANNELS + column[None, :], (row < rows)[:, None]
+    if more is not None:  # `where`, because Triton would begin the product's sum with `more`, and wait for it
+        total = tl.where(there, total, 0.0) + more.to(tl.float32)
+    place = _place(row, column, rows, CHANNELS, TURNED)
     tl.store(out + place, total.to(out.dtype.element_ty), mask=there)
     if copy is not None:
         tl.store(copy + place, total.to(copy.dtype.element_ty), mask=there)
@@ -226,7 +264,7 @@ def _finish(total, bias, slope, more, out, copy, row, column, rows, CHANNELS: tl
     configs=[
         triton.Config({"ROWS": rows}, num_warps=warps, num_stages=stages)
         for warps in (4, 8)
-        for rows, stages in ((64, 2), (64, 3), (32, 4), (128, 2))
+        for rows, stages in ((32, 4), (64, 3), (128, 2))  # on an A100 the first alone keeps its sums in registers
     ],
     key=["rows", "CHANNELS"],
     prune_configs_by={"early_config_prune": _fitting},
@@ -261,7 +299,10 @@ def _add_weight_gradients(
     else:
         inputs += whole - rows * CHANNELS
     total = tl.zeros((COLUMNS, CHANNELS), dtype=tl.float32)
-    sums = tl.zeros((COLUMNS,), dtype=tl.float32)
+    # Gradients of biases are sums over rows: a product with ones. If anything else than products took what is loaded,
+    # Triton would overwrite it, on Hopper, while a product still reads it.
+    ones = tl.full((ROWS, 16), 1.0, dtype=gradients.dtype.element_ty)
+    sums = tl.zeros((COLUMNS, 16), dtype=tl.float32)  # 16 times the same, because a product has no fewer columns
     end = tl.minimum((part + 1) * rows_each, rows)
     for start in range(part * rows_each, end, ROWS):
         row = start + tl.arange(0, ROWS)
@@ -269,12 +310,12 @@ def _add_weight_gradients(
         gradient = tl.load(gradients + row[None, :] * CHANNELS + column[:, None], mask=there[None, :], other=0.0)
         some = tl.load(inputs + row[:, None] * CHANNELS + every[None, :], mask=there[:, None], other=0.0)
         total = tl.dot(gradient, some, total)
-        sums += tl.sum(gradient.to(tl.float32), axis=1)
+        sums = tl.dot(gradient, ones, sums)
     place = part * layers + layer
     weights += place * CHANNELS * CHANNELS + column[:, None] * CHANNELS + every[None, :]
     biases += place * CHANNELS + column
     tl.store(weights, tl.load(weights) + total)
-    tl.store(biases, tl.load(biases) + sums)
+    tl.store(biases, tl.load(biases) + tl.max(sums, axis=1))
 
 
 @triton.jit

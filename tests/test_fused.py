@@ -4,13 +4,16 @@ The interpreter has to be chosen before Triton is imported, so it works in a pro
 """
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
+from chapters import ROOT
 
 from vnca import decoders
 from vnca.decoders import DoublingDecoder
@@ -150,7 +153,52 @@ report(*found)
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton comes with PyTorch for NVIDIA GPUs only")
+BENCHMARK = """
+import sys
+from vnca import kernels
+
+sys.path.insert(0, "benchmarks")
+import kernels as benchmark
+
+benchmark.CHANNELS, benchmark.LAYERS, benchmark.HALF, kernels.FEW_ROWS = 128, 3, torch.float32, 0
+kernels._multiprocessors = lambda device: 2
+times = iter(range(1, 100))
+for kernel in (kernels._pointwise, kernels._add_weight_gradients):
+    kernel.do_bench = lambda call, quantiles: (call(), 3 * [next(times)])[1]
+sys.exit(benchmark.main(["--rows", "300", "--out", sys.argv[1]], device="cpu"))
+"""
+
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton comes with PyTorch for NVIDIA GPUs only"
+)
+
+
+def interpret(program: str, *arguments: str) -> str:
+    """What a program prints whose kernels Triton's interpreter runs."""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_triton
+def test_the_benchmark_of_kernels_tries_every_tile(tmp_path):
+    lines = interpret("import torch\n" + BENCHMARK, str(tmp_path)).splitlines()
+    (path,) = tmp_path.iterdir()
+    found = json.loads(path.read_text())["tiles"]
+    assert len(lines) == len(found) + 1 and {row["rows"] for row in found} == {300}
+    kinds = Counter(row["kind"] for row in found)
+    assert len(kinds) == 7 and kinds.pop("gradients of weights") == 3
+    assert set(kinds.values()) == {5}  # the tiles for many rows with at most 128 columns
+    moved = {row["kind"]: row["bytes"] for row in found}
+    tensor = 300 * 128 * 4  # bytes
+    assert moved["layer with ELU"] == 2 * tensor and moved["layer with ELU, backward"] == 2.5 * tensor  # one in 16 bits
+    assert moved["gradients of weights"] == 6 * tensor
+
+
+@needs_triton
 @pytest.mark.parametrize(
     ("program", "tensors", "limit"),
     [
@@ -164,10 +212,7 @@ report(*found)
     ids=["growth", "losses", "parts", "tiles", "changed", "short"],
 )
 def test_fused_steps_and_their_gradients_are_those_of_the_layers(program, tensors, limit):
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", PREPARE + program], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    count, error = done.stdout.split()
+    count, error = interpret(PREPARE + program).split()
     assert int(count) == tensors
     assert 0 < float(error) < limit
 

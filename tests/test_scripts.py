@@ -167,7 +167,7 @@ def test_benchmarks_are_no_results(results, tmp_path):
         ("conv", "conv-mnist"),
         ("conv-wide", "conv-mnist-wide"),
         ("mature-small", "maturing-mnist-small"),
-        ("refine-small", "best-mnist-small"),
+        ("finetune-small", "best-mnist-small"),
         ("best", "doubling-mnist"),
     ],
 )

@@ -14,18 +14,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from train_step import machine_record, result_path
+from train_step import RESULTS, machine_record, result_path
 
 from vnca import files, kernels
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 CHANNELS, LAYERS = 256, 9  # of the paper's model
 ROWS = (128 * 32 * 32, 128 * 16 * 16)
 HALF, FULL = torch.bfloat16, torch.float32
 LAYERS_OF = {  # the calls of `vnca.fused`: which tensors of all cells they read and write, and how
-    "with ELU": ({}, {"bias": FULL, "elu": True, "turned": True}),
-    "that adds": ({"added": HALF}, {"bias": FULL}),
-    "the last": ({"added": FULL, "out": FULL, "copy": HALF}, {"bias": FULL, "turned": True}),
+    "with ELU": ({}, {"elu": True, "turned": True}),
+    "that adds": ({"added": HALF}, {}),
+    "the last": ({"added": FULL, "out": FULL, "copy": HALF}, {"turned": True}),
     "the last, backward": ({}, {"backward": True, "turned": True}),
     "that adds, backward": ({"elu_result": HALF}, {"backward": True}),
     "with ELU, backward": ({"added": HALF}, {"backward": True, "turned": True}),
@@ -38,8 +37,8 @@ def calls(rows: int, device: torch.device) -> Iterator[tuple]:
     weight = (new(CHANNELS, CHANNELS) / CHANNELS**0.5).to(HALF)
     for kind, (tensors, settings) in LAYERS_OF.items():
         cells = {name: new(rows, CHANNELS).to(dtype) for name, dtype in ({"x": HALF, "out": HALF} | tensors).items()}
-        bias = {"bias": new(CHANNELS)} if "bias" in settings else {}
-        call = partial(kernels.pointwise, weight=weight, **(cells | settings | bias))
+        bias = None if settings.get("backward") else new(CHANNELS)
+        call = partial(kernels.pointwise, weight=weight, bias=bias, **cells, **settings)
         yield f"layer {kind}", kernels._pointwise, call, sum(tensor.nbytes for tensor in cells.values())
     gradients, inputs = new(2, LAYERS, rows, CHANNELS).to(HALF)
     parts = kernels.parts_of(weight.expand(LAYERS, -1, -1))
@@ -64,15 +63,17 @@ def main(arguments: list[str] | None = None, device: str = "cuda") -> int:
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="numbers of cells (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result (default: results)")
     options = parser.parse_args(arguments)
-    found = []
+    gpu, found = torch.device(device), []
+    if gpu.type == "cuda" and not torch.cuda.is_available():
+        parser.error("this measures kernels of an NVIDIA GPU, and PyTorch finds none here")
     for rows in options.rows:
-        for row in tried(rows, torch.device(device)):
+        for row in tried(rows, gpu):
             found.append(row)
             tile = ", ".join(f"{name} {value}" for name, value in row["tile"].items() if name != "num_ctas")
             speed = row["bytes"] / row["seconds"] / 1e12
             print(f"{rows:8,} {row['kind']:26} {1e6 * row['seconds']:8.1f} µs {speed:5.2f} TB/s  {tile}", flush=True)
-    path = result_path(options.out, "kernels", torch.device(device))
-    files.write_json(path, machine_record(torch.device(device)) | {"channels": CHANNELS, "tiles": found})
+    path = result_path(options.out, "kernels", gpu)
+    files.write_json(path, machine_record(gpu) | {"channels": CHANNELS, "tiles": found})
     print(path)
     return 0
 

@@ -155,6 +155,7 @@ report(*found)
 
 BENCHMARK = """
 import sys
+import torch
 from vnca import kernels
 
 sys.path.insert(0, "benchmarks")
@@ -185,7 +186,7 @@ def interpret(program: str, *arguments: str) -> str:
 
 @needs_triton
 def test_the_benchmark_of_kernels_tries_every_tile(tmp_path):
-    lines = interpret("import torch\n" + BENCHMARK, str(tmp_path)).splitlines()
+    lines = interpret(BENCHMARK, str(tmp_path)).splitlines()
     (path,) = tmp_path.iterdir()
     found = json.loads(path.read_text())["tiles"]
     assert len(lines) == len(found) + 1 and {row["rows"] for row in found} == {300}
@@ -249,7 +250,7 @@ def test_kernels_are_there_for_the_published_update_in_bfloat16(
     look.weight = OnGpu(look.weight)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: device)
-    monkeypatch.setattr(decoders.hardware, "has_bfloat16", lambda device: emulated is False)
+    monkeypatch.setattr(decoders.hardware, "has_bfloat16", lambda device: not emulated)
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: dtype)
     monkeypatch.setattr(decoders, "_has_triton", lambda: True)
     assert decoders._can_fuse(decoder.update) == fits

@@ -182,6 +182,14 @@ def test_what_a_preset_promises_was_measured(name, weights):
     assert preset.hardware.split()[-1] in run["hardware"]
 
 
+def test_the_preset_that_came_before_the_last_one_is_in_the_record_of_that_one():
+    run, preset = json.loads((readme.ROOT / "results" / "best-mnist-small.json").read_text()), PRESETS["refine-small"]
+    earlier = run["before"][0]
+    assert TrainConfig(preset.config.model, **earlier["training"]) == preset.config
+    assert preset.minutes == round(earlier["minutes"])
+    assert preset.hardware.split()[-1] in earlier["hardware"]
+
+
 def test_the_best_small_model_is_above_the_published_ones_as_chapter_4_says():
     run = json.loads((readme.ROOT / "results" / "best-mnist-small.json").read_text())
     published = [float(nats.replace("−", "-")) for model, nats, _ in readme.PUBLISHED if model == "doubling VNCA"]

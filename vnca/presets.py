@@ -174,6 +174,16 @@ REFINE = replace(
     init_from="doubling-mnist",
     samples=5,
 )
+REFINE_SMALL = replace(
+    REFINE,
+    model=replace(SMALL, components=500),
+    updates=None,
+    minutes=60.0,
+    batch_size=16,
+    learning_rate=5e-4,
+    ema=0.998,
+    init_from="doubling-mnist-small",
+)
 
 PRESETS = {
     "quick": Preset(
@@ -223,28 +233,17 @@ PRESETS = {
         hardware="one core of an AMD EPYC",
     ),
     "refine-small": Preset(
-        replace(
-            REFINE,
-            model=replace(SMALL, components=500),
-            updates=None,
-            minutes=60.0,
-            batch_size=16,
-            learning_rate=5e-4,
-            ema=0.998,
-            init_from="doubling-mnist-small",
-        ),
+        REFINE_SMALL,
         "what `small` trained, with a learned prior and the importance-weighted bound of 5 samples",
         minutes=60.0,
         hardware="two cores of an AMD EPYC",
     ),
     "finetune-small": Preset(
         replace(
-            REFINE,
+            REFINE_SMALL,
             model=replace(SMALL, components=1000),
-            updates=None,
             minutes=25.0,
-            batch_size=16,
-            ema=0.998,
+            learning_rate=2e-4,
             init_from="best-mnist-small",
         ),
         "what `refine-small` trained, once more: twice the components, less than half the learning rate",

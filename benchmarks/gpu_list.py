@@ -55,7 +55,9 @@ def configuration(preset: str, tiny: bool) -> TrainConfig:
     kind = config.model.decoder
     return replace(
         config,
-        model=ModelConfig(kind, 4, 1, TINY_MODELS[kind], min(config.model.components, 3)),
+        model=ModelConfig(
+            kind, 4, 1, TINY_MODELS[kind], min(config.model.components, 3), min(config.model.correlated, 2)
+        ),
         data="digits",
         split="train",
         batch_size=4,

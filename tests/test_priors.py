@@ -5,33 +5,43 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
 import vnca
 from vnca import pretrained
-from vnca.priors import MixturePrior, StandardNormal, gaussian_kl
+from vnca.priors import CorrelatedMixturePrior, MixturePrior, StandardNormal, gaussian_kl
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture
-def prior():
-    """Three Gaussians over latents of size 4."""
-    prior = MixturePrior(4, 3)
+@pytest.fixture(params=["diagonal", "correlated"])
+def prior(request):
+    """Three Gaussians over latents of size 4; if they are correlated, then in the numbers 3, 0 and 1."""
+    prior = MixturePrior(4, 3) if request.param == "diagonal" else CorrelatedMixturePrior(4, 3, 3)
     with torch.no_grad():
-        prior.mean.copy_(2 * torch.randn(3, 4, generator=seeded(1)))
-        prior.log_scale.copy_(torch.randn(3, 4, generator=seeded(2)) / 2 - 1)
+        prior.mean.copy_(2 * torch.randn(prior.mean.shape, generator=seeded(1)))
+        prior.log_scale.copy_(torch.randn(prior.mean.shape, generator=seeded(2)) / 2 - 1)
         prior.log_share.copy_(torch.tensor([0.0, 1.0, -1.0]))
+        if request.param == "correlated":
+            prior.used.copy_(torch.tensor([3, 0, 1]))
+            prior.below.copy_(torch.randn(3, 3, 3, generator=seeded(3)))  # what is not below the diagonal is ignored
     return prior
 
 
 def theirs(prior):
     """The same mixture by PyTorch."""
-    return MixtureSameFamily(
-        Categorical(logits=prior.log_share), Independent(Normal(prior.mean, prior.log_scale.exp()), 1)
-    )
+    shares = Categorical(logits=prior.log_share)
+    if isinstance(prior, MixturePrior):
+        return MixtureSameFamily(shares, Independent(Normal(prior.mean, prior.log_scale.exp()), 1))
+    mean, covariance = torch.zeros(3, 4), torch.eye(4).repeat(3, 1, 1)
+    mean[:, prior.used] = prior.mean.detach()
+    for component in range(3):
+        influence = prior.below[component].detach().tril(-1) + torch.eye(3)
+        root = (-prior.log_scale[component].detach()).exp().diag() @ influence
+        covariance[component, prior.used[:, None], prior.used] = (root.T @ root).inverse()
+    return MixtureSameFamily(shares, MultivariateNormal(mean, covariance))
 
 
 @pytest.mark.parametrize("shape", [(4,), (7, 4), (2, 5, 4)])
@@ -48,9 +58,10 @@ def test_the_density_is_computed_in_float32_whatever_the_autocast(prior):
     assert inside.dtype == torch.float32 and torch.equal(inside, prior.log_prob(z))
 
 
-def test_a_new_mixture_is_the_standard_normal():
+@pytest.mark.parametrize("prior", [MixturePrior(4, 3), CorrelatedMixturePrior(4, 3, 2)], ids=lambda p: type(p).__name__)
+def test_a_new_mixture_is_the_standard_normal(prior):
     z = torch.randn(50, 4, generator=seeded())
-    torch.testing.assert_close(MixturePrior(4, 3).log_prob(z), StandardNormal().log_prob(z))
+    torch.testing.assert_close(prior.log_prob(z), StandardNormal().log_prob(z))
 
 
 def test_draws_have_the_moments_of_the_mixture(prior):
@@ -114,14 +125,43 @@ def test_numbers_of_the_latent_that_are_never_used_need_not_be_learned(monkeypat
     assert (best - StandardNormal().log_prob(z[2000:])).mean() > 5
 
 
-def test_it_is_saved_and_loaded_with_the_model(tmp_path):
-    config = vnca.ModelConfig("conv", 4, 1, {"width": 1}, components=3)
+def test_full_covariances_know_latents_that_lie_aslant_as_well_as_the_line_they_lie_on(monkeypatch):
+    """Two numbers that go together, in two clusters, hidden among six that are never used."""
+    monkeypatch.setattr("vnca.priors.FIT_UPDATES", 300)
+    ends, along = 3 * torch.randn(4000, generator=seeded()).sign(), torch.randn(4000, generator=seeded(1))
+    mean = torch.zeros(4000, 8)
+    mean[:, 5], mean[:, 2] = ends + along, along - ends
+    scale = torch.ones(4000, 8)
+    scale[:, [5, 2]] = 0.1
+    prior = CorrelatedMixturePrior(8, 6, 2)
+    prior.fit(mean[:2000], scale[:2000], seeded(2))
+    assert sorted(prior.used.tolist()) == [2, 5]
+    truth, z = CorrelatedMixturePrior(8, 2, 2), mean + scale * torch.randn(mean.shape, generator=seeded(3))
+    root = torch.linalg.cholesky(torch.ones(2, 2) + 0.01 * torch.eye(2)).inverse()
+    with torch.no_grad():
+        truth.used.copy_(torch.tensor([5, 2]))
+        truth.mean.copy_(torch.tensor([[3.0, -3.0], [-3.0, 3.0]]))
+        truth.log_scale.copy_(-root.diagonal().log())
+        truth.below.copy_(root / root.diagonal()[:, None])
+    diagonal = MixturePrior(8, 6)
+    diagonal.fit(mean[:2000], scale[:2000], seeded(2))
+    best = truth.log_prob(z[2000:])
+    assert (best - prior.log_prob(z[2000:])).mean() < 0.1  # nats
+    assert (best - diagonal.log_prob(z[2000:])).mean() > 0.5, "as many components without correlations do not"
+
+
+@pytest.mark.parametrize("correlated", [0, 2])
+def test_it_is_saved_and_loaded_with_the_model(correlated, tmp_path):
+    config = vnca.ModelConfig("conv", 4, 1, {"width": 1}, components=3, correlated=correlated)
     model = vnca.build(config)
     torch.nn.init.normal_(model.prior.mean, generator=seeded(1))
+    for used in model.prior.buffers():
+        used.copy_(torch.tensor([3, 1]))
     pretrained.save(model, config, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model"]["components"] == 3
     again = vnca.load(tmp_path)
-    assert torch.equal(again.prior.mean, model.prior.mean)
+    for name, values in model.prior.state_dict().items():
+        assert torch.equal(again.prior.state_dict()[name], values), name
     assert torch.equal(again.sample(3, seeded()), model.eval().sample(3, seeded()))
 
 
@@ -129,6 +169,13 @@ def test_it_is_saved_and_loaded_with_the_model(tmp_path):
 def test_a_mixture_of_nothing_is_refused(latent_size, components):
     with pytest.raises(ValueError, match=f">= 1, not {latent_size} and {components}"):
         MixturePrior(latent_size, components)
+
+
+@pytest.mark.parametrize(("components", "correlated"), [(0, 2), (-1, 2), (3, -1), (3, 5)])
+def test_correlations_of_nothing_or_of_too_much_are_refused(components, correlated):
+    config = vnca.ModelConfig("conv", 4, 1, {"width": 1}, components=components, correlated=correlated)
+    with pytest.raises(ValueError, match=f"correlated from 1 to latent_size, not {components} and {correlated} of 4"):
+        vnca.build(config)
 
 
 def test_a_model_cannot_have_a_negative_number_of_components():

@@ -166,7 +166,7 @@ REGROW = replace(
 BEST = replace(PAPER, updates=21_063, batch_size=64, learning_rate=4e-4, warmup=500, schedule="cosine", ema=0.999)
 REFINE = replace(
     BEST,
-    model=ModelConfig(components=500),
+    model=ModelConfig(components=150, correlated=32),
     updates=5000,
     batch_size=32,
     learning_rate=2e-4,
@@ -261,6 +261,10 @@ PRESETS = {
     ),
     "refine": Preset(
         REFINE, "what `best` trained, with a learned prior and the importance-weighted bound of 5 samples"
+    ),
+    "refine-cpu": Preset(
+        replace(REFINE, updates=None, minutes=60.0, batch_size=8, learning_rate=1.5e-4, warmup=20, ema=0.99),
+        "as much of `refine` as two CPU cores can do in a short time",
     ),
     "regrow": Preset(
         REGROW, "the regrowing (non-doubling) VNCA of Palm et al. 2022, trained as vnca.objectives.PersistentElbo says"

@@ -1,4 +1,4 @@
-"""Where latents come from: the standard normal prior of the paper, and a mixture of Gaussians that is learned.
+"""Where latents come from: the standard normal prior of the paper, and mixtures of Gaussians that are learned.
 
 The ELBO charges each image the divergence of its posterior from the prior. On average over images that is the
 information that the latents carry about the images, plus the divergence of the aggregated posterior (the mean of all
@@ -47,7 +47,39 @@ class StandardNormal(nn.Module):
         return gaussian_kl(posterior.mean, posterior.stddev.log())
 
 
-class MixturePrior(nn.Module):
+class _Mixture(nn.Module):
+    """What mixtures have in common. `log_share` `(C,)` holds the logarithms of their shares, up to a constant."""
+
+    def divergence(self, posterior: Normal, z: Tensor) -> Tensor:
+        """KL divergence of posteriors `(B, D)` from the prior, estimated from one latent of each: `(B,)` nats.
+
+        There is no closed form. The estimate is log q(z) - log p(z), unbiased for z ~ q.
+
+        Args:
+            posterior: `Normal` of batch shape `(B, D)`.
+            z: latents `(B, D)` drawn from it.
+        """
+        return posterior.log_prob(z).sum(dim=-1) - self.log_prob(z)
+
+    def _choose(self, noise: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The component of each latent that will be made of noise `(n, D)`: `(n,)`."""
+        shares = self.log_share.softmax(dim=0).to(generator.device if generator is not None else noise.device)
+        return torch.multinomial(shares, len(noise), replacement=True, generator=generator).to(noise.device)
+
+    @torch.enable_grad()
+    def _maximize(self, mean: Tensor, scale: Tensor, updates: int, generator: torch.Generator) -> None:
+        """Go up the gradient of the mean log density of latents drawn from posteriors, `(N, D)` each."""
+        optimizer = torch.optim.Adam(self.parameters(), FIT_RATE)
+        for update in range(updates):
+            optimizer.param_groups[0]["lr"] = FIT_RATE * (1 + math.cos(math.pi * update / updates)) / 2
+            chosen = torch.randint(len(mean), (FIT_BATCH,), generator=generator)
+            z = mean[chosen] + scale[chosen] * standard_normal((FIT_BATCH, mean.shape[1]), mean, generator)
+            optimizer.zero_grad()
+            (-self.log_prob(z).mean()).backward()
+            optimizer.step()
+
+
+class MixturePrior(_Mixture):
     """A mixture of `C` Gaussians with diagonal covariances, all learned. It is not in the paper.
 
     A new one is the standard normal, `C` times; `fit` gives it the shape of latents.
@@ -88,22 +120,9 @@ class MixturePrior(nn.Module):
         """
         if not len(noise):
             return noise
-        shares = self.log_share.softmax(dim=0).to(generator.device if generator is not None else noise.device)
-        chosen = torch.multinomial(shares, len(noise), replacement=True, generator=generator).to(noise.device)
+        chosen = self._choose(noise, generator)
         return self.mean[chosen] + self.log_scale[chosen].exp() * noise
 
-    def divergence(self, posterior: Normal, z: Tensor) -> Tensor:
-        """KL divergence of posteriors `(B, D)` from the prior, estimated from one latent of each: `(B,)` nats.
-
-        There is no closed form. The estimate is log q(z) - log p(z), unbiased for z ~ q.
-
-        Args:
-            posterior: `Normal` of batch shape `(B, D)`.
-            z: latents `(B, D)` drawn from it.
-        """
-        return posterior.log_prob(z).sum(dim=-1) - self.log_prob(z)
-
-    @torch.enable_grad()
     def fit(self, mean: Tensor, scale: Tensor, generator: torch.Generator) -> None:
         """Maximize the mean log density of latents of given posteriors: the prior takes the shape of all of them.
 
@@ -115,15 +134,83 @@ class MixturePrior(nn.Module):
             generator: source of all randomness.
         """
         with torch.no_grad():
-            self.mean.copy_(mean[torch.randint(len(mean), (len(self.mean),), generator=generator)])
-            spread = (mean.var(dim=0, correction=0) + scale.square().mean(dim=0)).sqrt()  # (D,)
-            self.log_scale.copy_(spread.log().expand_as(self.log_scale))
+            self.mean.copy_(_drawn(mean, len(self.mean), generator))
+            self.log_scale.copy_(_spread(mean, scale).log().expand_as(self.log_scale))
             self.log_share.zero_()
-        optimizer = torch.optim.Adam(self.parameters(), FIT_RATE)
-        for update in range(FIT_UPDATES):
-            optimizer.param_groups[0]["lr"] = FIT_RATE * (1 + math.cos(math.pi * update / FIT_UPDATES)) / 2
-            chosen = torch.randint(len(mean), (FIT_BATCH,), generator=generator)
-            z = mean[chosen] + scale[chosen] * standard_normal((FIT_BATCH, mean.shape[1]), mean, generator)
-            optimizer.zero_grad()
-            (-self.log_prob(z).mean()).backward()
-            optimizer.step()
+        self._maximize(mean, scale, FIT_UPDATES, generator)
+
+
+class CorrelatedMixturePrior(_Mixture):
+    """A mixture of `C` Gaussians with full covariances, in `A` of the `D` numbers of the latent, the most used ones.
+
+    The other numbers are standard normal. A component with a full covariance can lie aslant between the axes, where
+    many of those without would have to line up. Each has a lower triangular matrix R, such that R (z - m) is standard
+    normal. A new prior is the standard normal; `fit` chooses the numbers.
+
+    Args:
+        latent_size: size `D` of the latent.
+        components: their number `C`.
+        correlated: how many numbers `A` of the latent the components are about.
+
+    Raises:
+        ValueError: if `components` is below 1, or `correlated` is not in 1 to `latent_size`.
+    """
+
+    def __init__(self, latent_size: int, components: int, correlated: int):
+        super().__init__()
+        if components < 1 or not 1 <= correlated <= latent_size:
+            raise ValueError(
+                "CorrelatedMixturePrior needs components >= 1 and correlated from 1 to latent_size, "
+                f"not {components} and {correlated} of {latent_size}"
+            )
+        self.register_buffer("used", torch.arange(correlated))  # which numbers of the latent
+        self.mean = nn.Parameter(torch.zeros(components, correlated))
+        self.log_scale = nn.Parameter(torch.zeros(components, correlated))  # of each number, given those before it
+        self.below = nn.Parameter(torch.zeros(components, correlated, correlated))  # minus their influence on it
+        self.log_share = nn.Parameter(torch.zeros(components))  # up to a constant
+
+    def roots(self) -> Tensor:
+        """R of all components: `(C, A, A)`."""
+        influence = self.below.tril(-1) + torch.eye(self.below.shape[-1], device=self.below.device)
+        return (-self.log_scale).exp()[..., None] * influence
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of latents: `(..., D)` -> `(...)` nats."""
+        with torch.autocast(z.device.type, enabled=False):
+            used, roots = z[..., self.used], self.roots()  # (..., A), (C, A, A)
+            center = (roots @ self.mean[..., None]).squeeze(-1)  # (C, A)
+            noise = (used @ roots.flatten(0, 1).T).unflatten(-1, center.shape) - center  # R (z - m): (..., C, A)
+            normal = StandardNormal().log_prob
+            parts = self.log_share.log_softmax(dim=0) - self.log_scale.sum(dim=1) + normal(noise)  # (..., C)
+            return parts.logsumexp(dim=-1) + normal(z) - normal(used)
+
+    def draw(self, noise: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Latents `(n, D)` made of standard normal noise `(n, D)`, as `MixturePrior.draw` makes them."""
+        if not len(noise):
+            return noise
+        chosen = self._choose(noise, generator)
+        moved = torch.linalg.solve_triangular(self.roots()[chosen], noise[:, self.used, None], upper=False)  # (n, A, 1)
+        z = noise.clone()
+        z[:, self.used] = self.mean[chosen] + moved.squeeze(-1)
+        return z
+
+    def fit(self, mean: Tensor, scale: Tensor, generator: torch.Generator) -> None:
+        """As `MixturePrior.fit`, for the numbers whose posteriors diverge most from the standard normal, on average."""
+        with torch.no_grad():
+            divergence = 0.5 * (mean.square() + scale.square() - 1 - 2 * scale.log()).mean(dim=0)  # (D,)
+            self.used.copy_(divergence.topk(len(self.used)).indices)
+            self.mean.copy_(_drawn(mean, len(self.mean), generator)[:, self.used])
+            self.log_scale.copy_(_spread(mean, scale)[self.used].log().expand_as(self.log_scale))
+            self.below.zero_()
+            self.log_share.zero_()
+        self._maximize(mean, scale, 2 * FIT_UPDATES, generator)
+
+
+def _drawn(mean: Tensor, components: int, generator: torch.Generator) -> Tensor:
+    """The means `(C, D)` of posteriors drawn by chance."""
+    return mean[torch.randint(len(mean), (components,), generator=generator)]
+
+
+def _spread(mean: Tensor, scale: Tensor) -> Tensor:
+    """The standard deviation of all latents: 2 × `(N, D)` -> `(D,)`."""
+    return (mean.var(dim=0, correction=0) + scale.square().mean(dim=0)).sqrt()

@@ -342,7 +342,7 @@ class _Run:
 def _start(config: TrainConfig, images: Tensor | None) -> VAE:
     """The model that training starts from.
 
-    A prior to be learned starts as that of `init_from`, if that has as many components, or else fitted to the
+    A prior to be learned starts as that of `init_from`, if that is of the same kind and size, or else fitted to the
     posteriors of the images. None instead of them leaves all weights random: a checkpoint will be put over them, and
     those the run started from may be gone.
 
@@ -357,7 +357,8 @@ def _start(config: TrainConfig, images: Tensor | None) -> VAE:
     to_fit = config.model.components > 0
     if config.init_from is not None:
         theirs = ModelConfig(**pretrained.read_config(pretrained.find(config.init_from))["model"])
-        but_for_prior = replace(theirs, components=config.model.components) if to_fit else theirs
+        prior = {"components": config.model.components, "correlated": config.model.correlated}
+        but_for_prior = replace(theirs, **prior) if to_fit else theirs
         if but_for_prior != config.model:
             raise ValueError(f"the weights {config.init_from} are of another model: {theirs}, not {config.model}")
         to_fit = theirs != config.model

@@ -15,7 +15,7 @@ from torch.distributions import Normal
 from torch.utils.checkpoint import checkpoint
 
 from vnca.decoders import BORDER, DECODERS, IMAGE_SIZE
-from vnca.priors import MixturePrior, StandardNormal, standard_normal
+from vnca.priors import CorrelatedMixturePrior, MixturePrior, StandardNormal, standard_normal
 
 
 class Encoder(nn.Module):
@@ -241,6 +241,8 @@ class ModelConfig:
         encoder_width: channels of the encoder's first convolution.
         decoder_options: further arguments of the decoder's class, such as `hidden` and `steps`.
         components: of a learned `MixturePrior`; 0 for the standard normal prior of the paper.
+        correlated: numbers of the latent in which the components have full covariances, as in a
+            `CorrelatedMixturePrior`; 0 for diagonal ones in all numbers.
     """
 
     decoder: str = "doubling"
@@ -248,6 +250,7 @@ class ModelConfig:
     encoder_width: int = 32
     decoder_options: dict[str, int] = field(default_factory=dict)
     components: int = 0
+    correlated: int = 0
 
 
 def build(config: ModelConfig) -> VAE:
@@ -268,5 +271,10 @@ def build(config: ModelConfig) -> VAE:
         decoder = DECODERS[config.decoder](**sizes[config.decoder] | config.decoder_options)
     except TypeError as error:
         raise ValueError(f"decoder {config.decoder!r} does not take {config.decoder_options}: {error}") from None
-    prior = MixturePrior(size, config.components) if config.components else StandardNormal()
-    return VAE(Encoder(size, config.encoder_width), decoder, prior)
+    return VAE(Encoder(size, config.encoder_width), decoder, _prior(config))
+
+
+def _prior(config: ModelConfig) -> nn.Module:
+    if config.correlated:
+        return CorrelatedMixturePrior(config.latent_size, config.components, config.correlated)
+    return MixturePrior(config.latent_size, config.components) if config.components else StandardNormal()

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -234,6 +235,65 @@ def test_an_evaluation_that_was_cut_goes_on_to_the_same_figures(units, weights, 
     assert len(calls) == 2 + 40 - units + 1, "the units that were done are not done again"
     assert figures(rest) == figures(whole) == figures(json.loads(out.read_text()))
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+@pytest.fixture(scope="module")
+def others(weights, tmp_path_factory):
+    """The folder of another run on the same data."""
+    torch.manual_seed(1)
+    folder, config = tmp_path_factory.mktemp("others"), pretrained.read_config(pretrained.find(weights))
+    model = build(CONFIG)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    pretrained.save(model, CONFIG, folder, training=config["training"], run=config["run"])
+    return str(folder)
+
+
+def test_two_models_are_compared_image_by_image(weights, others):
+    result, other = evaluation.evaluate(weights, 10, 20, against=others), evaluation.evaluate(others, 10, 20)
+    against = result["against"]
+    images = evaluation.choose(evaluation.data.binarize(evaluation.data.load("digits", "test").tensors[0]), 20)
+    ours, theirs = (
+        evaluation.bounds_of_images(pretrained.load(folder), images, 10).nats for folder in (weights, others)
+    )
+    difference = ours - theirs
+    assert against["name"] == other["name"] and against["nats"] == other["nats"] and against["elbo"] == other["elbo"]
+    assert against["difference"] == pytest.approx(result["nats"] - other["nats"])
+    assert against["difference"] == pytest.approx(difference.mean().item())
+    assert against["difference_standard_error"] == pytest.approx((difference.std() / 20**0.5).item())
+    assert against["elbo_difference"] == pytest.approx(result["elbo"] - other["elbo"])
+    assert figures({**result, "against": None}) == figures({**evaluation.evaluate(weights, 10, 20), "against": None})
+
+
+@pytest.mark.parametrize("units", [1, 22, 43])
+def test_a_comparison_that_was_cut_goes_on_to_the_same_figures(units, weights, others, tmp_path, monkeypatch):
+    whole, calls = evaluation.evaluate(weights, 64, 20, against=others), []
+    out = tmp_path / "result.json"
+    with monkeypatch.context() as patch:
+        cut_after(patch, units)  # of 22 for each
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.evaluate(weights, 64, 20, against=others, out=out)
+    rest = evaluation.evaluate(weights, 64, 20, against=others, out=out, progress=lambda *call: calls.append(call))
+    assert calls[-1] == (2 * 20 * 65,) * 2 and calls == sorted(calls)
+    rest["against"].pop("minutes"), whole["against"].pop("minutes")
+    assert figures(rest) == figures(whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_models_of_other_data_are_not_compared(weights, others, tmp_path):
+    config = pretrained.read_config(pretrained.find(weights))
+    pretrained.save(pretrained.load(others), CONFIG, tmp_path, training={"data": "mnist"}, run=config["run"])
+    with pytest.raises(ValueError, match="of the same data can be compared, not of digits and mnist"):
+        evaluation.evaluate(weights, 2, 5, against=str(tmp_path))
+
+
+def test_the_command_line_prints_the_difference(weights, others, capsys):
+    assert main(["evaluate", "--weights", weights, "--against", others, "--limit", "9", "--num-samples", "4"]) == 0
+    assert re.search(
+        r"^[+-][\d.]+ ± [\d.]+ nats, and ELBO [+-][\d.]+ ± [\d.]+, against others\d+ on the same images$",
+        capsys.readouterr().out,
+        re.MULTILINE,
+    )
 
 
 def test_what_is_kept_is_written_between_units(weights, tmp_path, monkeypatch):

@@ -78,6 +78,7 @@ def _evaluate(options: argparse.Namespace) -> None:
                 options.limit,
                 options.seed,
                 bfloat16=options.bfloat16,
+                against=options.against,
                 out=options.out,
                 overwrite=options.overwrite,
                 progress=progress,
@@ -92,6 +93,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         f"nats ({result['num_samples']} importance samples), ELBO {result['elbo']:.2f} "
         f"± {result['elbo_standard_error']:.2f}, on {result['images']:,} images"
     )
+    if other := result.get("against"):
+        print(
+            f"{other['difference']:+.2f} ± {other['difference_standard_error']:.2f} nats, and ELBO "
+            f"{other['elbo_difference']:+.2f} ± {other['elbo_difference_standard_error']:.2f}, against {other['name']} "
+            "on the same images"
+        )
     if options.out is not None:
         print(f"written to {options.out}")
 
@@ -185,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--bfloat16", action="store_true", help="up to twice as fast, where the machine has it; changes the figures"
     )
+    command.add_argument("--against", help="evaluate these weights on the same images, too, for the difference")
     command.add_argument(
         "--out", type=Path, help="write the result to this JSON file; an evaluation that was cut goes on from beside it"
     )

@@ -57,6 +57,20 @@ class Bounds:
     minutes: float
 
 
+class ImageBounds(NamedTuple):
+    """Of every image, in their order, in nats.
+
+    Attributes:
+        elbo: the ELBO, one sample an image, `(N,)` float64.
+        nats: the importance-weighted bound, `(N,)` float64.
+        minutes: time the evaluation took.
+    """
+
+    elbo: Tensor
+    nats: Tensor
+    minutes: float
+
+
 class _Unit(NamedTuple):
     """Images `first` to `last` (without it), with `samples` samples each; `block` counts the units of one image."""
 
@@ -164,8 +178,19 @@ class Kept:
                 path.unlink(missing_ok=True)
 
 
+def bounds(model: VAE, images: Tensor, num_samples: int = 128, seed: int = 0, **options) -> Bounds:
+    """Means and standard errors of `bounds_of_images`, which says what it takes and raises."""
+    found = bounds_of_images(model, images, num_samples, seed, **options)
+    return _summary(found, num_samples)
+
+
+def _summary(found: ImageBounds, num_samples: int) -> Bounds:
+    (elbo, elbo_error), (nats, nats_error) = mean_and_error(found.elbo), mean_and_error(found.nats)
+    return Bounds(len(found.nats), num_samples, nats, nats_error, elbo, elbo_error, found.minutes)
+
+
 @torch.no_grad()
-def bounds(
+def bounds_of_images(
     model: VAE,
     images: Tensor,
     num_samples: int = 128,
@@ -174,7 +199,7 @@ def bounds(
     bfloat16: bool = False,
     kept: Kept | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Bounds:
+) -> ImageBounds:
     """ELBO and importance-weighted bound of a model, in float32 unless `bfloat16` is asked for.
 
     Args:
@@ -226,10 +251,8 @@ def bounds(
             kept.save(values, spent + time.monotonic() - started)
     if progress is not None:
         progress(total, total)
-    elbos, iwaes = _combine(values, len(images), num_samples)
-    (elbo_mean, elbo_error), (iwae_mean, iwae_error) = _mean_and_error(elbos), _mean_and_error(iwaes)
     minutes = (spent + time.monotonic() - started) / 60
-    return Bounds(len(images), num_samples, iwae_mean, iwae_error, elbo_mean, elbo_error, round(minutes, 2))
+    return ImageBounds(*_combine(values, len(images), num_samples), round(minutes, 2))
 
 
 def _bound(model: VAE, images: Tensor, units: list[_Unit], seed: int) -> list[float]:
@@ -284,7 +307,8 @@ def _noise(unit: _Unit, like: Tensor, seed: int) -> Tensor:
     return torch.cat([torch.randn(shape, dtype=like.dtype, generator=generator) for _ in range(unit.samples)])
 
 
-def _mean_and_error(values: Tensor) -> tuple[float, float]:
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """The mean of values `(N,)` and its standard error."""
     values = values.double()
     return values.mean().item(), (values.std() / len(values) ** 0.5).item()
 
@@ -311,6 +335,7 @@ def evaluate(
     seed: int = 0,
     *,
     bfloat16: bool = False,
+    against: str | None = None,
     out: str | os.PathLike | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -325,71 +350,115 @@ def evaluate(
         limit: evaluate on this many images, drawn at random, instead of all.
         seed: of the noise of the samples. The images of a limit do not depend on it.
         bfloat16: multiply in bfloat16. It takes half to two thirds of the time and changes the figures a little.
+        against: other weights, to be evaluated on the same images. The difference of two models, image by image, is
+            much surer than their two standard errors suggest, because most of those is the images' own.
         out: a JSON file for the result. What is done is kept beside it until then, in a file of the same name with
             `.part.safetensors` added, and an evaluation that was cut goes on from there when it is called again.
         overwrite: start anew, whatever is kept.
         progress: called with the number of samples done and of all samples.
 
     Returns:
-        What a file of `results/` holds: model, data, bounds, parameters, the run, hardware, commit, date.
+        What a file of `results/` holds: model, data, bounds, parameters, the run, hardware, commit, date. With
+        `against`, its entry `"against"` holds the other bounds and the differences, this model's minus the other's.
 
     Raises:
-        ValueError: if there are no such weights, a number is out of range, what is kept beside `out` is of another
-            evaluation, or the machine has no bfloat16.
+        ValueError: if there are no such weights, a number is out of range, `against` was trained on other data, what
+            is kept beside `out` is of another evaluation, or the machine has no bfloat16.
         vnca.data.DataError: if the data cannot be had.
         OSError: if `out` cannot be written.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"the seed is a whole number from 0 to {2**32 - 1}, not {seed}")
-    folder = pretrained.find(weights)
-    config = pretrained.read_config(folder)
+    folders = [pretrained.find(each) for each in (weights, against) if each is not None]
+    name, *other_names = [_data_of(folder) for folder in folders]
+    if other_names not in ([], [name]):
+        raise ValueError(f"only models of the same data can be compared, not of {name} and {other_names[0]}")
     device = hardware.best_device()
     hardware.keep_memory()
     if bfloat16 and not hardware.has_bfloat16(device):
         raise ValueError(f"{hardware.machine(device)} does not multiply in bfloat16: evaluate in float32")
-    precision = "bfloat16 autocast" if bfloat16 else "float32"
-    model = pretrained.load(folder)
-    if "training" not in config or "run" not in config:
-        raise ValueError(f"{folder / 'config.json'} does not say on which data the weights were trained, and how long")
-    name = config["training"]["data"]
     images = choose(data.binarize(data.load(name, "test").tensors[0]), limit)
-    kept = None
+    common = {
+        "data": name,
+        "images": len(images),
+        "pixels": _digest([images.bool()]),
+        "num_samples": num_samples,
+        "seed": seed,
+        "precision": "bfloat16 autocast" if bfloat16 else "float32",
+        "units": [UNIT, ELBO_IMAGES],
+    }
+    models = [pretrained.load(folder) for folder in folders]
+    kept = [None] * len(models)
     if out is not None:
-        identity = {
-            "weights": _digest(model.state_dict().values()),
-            "data": name,
-            "images": len(images),
-            "pixels": _digest([images.bool()]),
-            "num_samples": num_samples,
-            "seed": seed,
-            "precision": precision,
-            "units": [UNIT, ELBO_IMAGES],
-        }
-        kept = Kept(f"{os.fspath(out)}.part.safetensors", identity)
-        if overwrite:
-            kept.remove()
-    measured = bounds(model.to(device), images, num_samples, seed, bfloat16=bfloat16, kept=kept, progress=progress)
-    result = {
+        identities = [{"weights": _digest(model.state_dict().values())} | common for model in models]
+        paths = (f"{os.fspath(out)}.part.safetensors", f"{os.fspath(out)}.against.part.safetensors")
+        kept = [Kept(path, identity) for path, identity in zip(paths, identities, strict=False)]
+    for each in kept if overwrite and out is not None else ():
+        each.remove()
+    found = []
+    for model, each in zip(models, kept, strict=True):
+        of_all = progress and _as_part(progress, len(found), len(models))
+        measured = bounds_of_images(
+            model.to(device), images, num_samples, seed, bfloat16=bfloat16, kept=each, progress=of_all
+        )
+        found.append(measured)
+    evaluation = {"machine": hardware.machine(device), "precision": common["precision"], "seed": seed}
+    result = _record(folders[0], models[0], _summary(found[0], num_samples), evaluation)
+    if against is not None:
+        result["against"] = {"name": folders[1].resolve().name} | _differences(*found, num_samples)
+    if out is not None:
+        files.write_json(out, result)
+        for each in kept:
+            each.remove()
+    return result
+
+
+def _as_part(progress: Callable[[int, int], None], before: int, parts: int) -> Callable[[int, int], None]:
+    """What reports the progress of one of several evaluations of the same length as that of all."""
+    return lambda done, total: progress(before * total + done, parts * total)
+
+
+def _record(folder: Path, model: VAE, measured: Bounds, evaluation: dict) -> dict:
+    """What a file of `results/` holds about weights in a folder."""
+    config = pretrained.read_config(folder)
+    bounds = vars(measured).copy()
+    minutes = bounds.pop("minutes")
+    return {
         "name": folder.resolve().name,
         "model": ModelConfig(**config["model"]).decoder,
-        "data": name,
+        "data": config["training"]["data"],
         "split": "test",
-        **{key: value for key, value in vars(measured).items() if key != "minutes"},
+        **bounds,
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()},
         **config["run"],  # of the training: updates, images seen, minutes, hardware, commit
         "date": datetime.date.today().isoformat(),
-        "evaluation": {
-            "minutes": measured.minutes,
-            "machine": hardware.machine(device),
-            "precision": precision,
-            "seed": seed,
-        },
+        "evaluation": {"minutes": minutes, **evaluation},
         "config": {"model": config["model"], "training": config["training"]},
     }
-    if kept is not None:
-        files.write_json(out, result)
-        kept.remove()
-    return result
+
+
+def _data_of(folder: Path) -> str:
+    """The data set that weights were trained on."""
+    config = pretrained.read_config(folder)
+    if "training" not in config or "run" not in config:
+        raise ValueError(f"{folder / 'config.json'} does not say on which data the weights were trained, and how long")
+    return config["training"]["data"]
+
+
+def _differences(ours: ImageBounds, theirs: ImageBounds, num_samples: int) -> dict[str, float]:
+    """The other model's figures, and by how much ours are higher on the same images, with standard errors."""
+    other = _summary(theirs, num_samples)
+    more, error = mean_and_error(ours.nats - theirs.nats)
+    elbo_more, elbo_error = mean_and_error(ours.elbo - theirs.elbo)
+    return {
+        "nats": other.nats,
+        "elbo": other.elbo,
+        "difference": more,
+        "difference_standard_error": error,
+        "elbo_difference": elbo_more,
+        "elbo_difference_standard_error": elbo_error,
+        "minutes": other.minutes,
+    }
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:

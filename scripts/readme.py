@@ -148,6 +148,21 @@ def note_on_images() -> str:
     )
 
 
+def notes_on_differences(runs: list[dict]) -> list[str]:
+    """What is known of models that were evaluated on few images, by others on the same images and on all."""
+    notes = []
+    for run in runs:
+        if other := run.get("against"):
+            whole, more, error = result(other["name"]), other["difference"], other["difference_standard_error"]
+            notes.append(
+                f"On the same {run['images']:,} images, with {run['num_samples']} samples, `{run['name']}` has "
+                f"{signed(more)} ± {error:.2f} nats more than `{other['name']}`. This one has {signed(whole['nats'])} "
+                f"on all {whole['images']:,} images, so we expect {signed(whole['nats'] + more)} ± {error:.2f} of "
+                f"`{run['name']}` there."
+            )
+    return notes
+
+
 def render_results(page: str) -> str:
     """One table for each data set and split; the published figures stand with the set they were measured on."""
     # A page of the book does not have the folder beside it.
@@ -168,7 +183,7 @@ def render_results(page: str) -> str:
             lines += [wanted_row(name, preset) for name, preset in missing.items()]
             lines += [f"| {model} | {nats} | | | | {source} |" for model, nats, source in PUBLISHED]
             if len({run["images"] for run in group}) > 1:
-                lines += ["", note_on_images()]
+                lines += ["", " ".join([note_on_images(), *notes_on_differences(group)])]
             rounded = [f"`{run['name']}`" for run in group if run["evaluation"]["precision"] != "float32"]
             if rounded:
                 lines += ["", f"Evaluated in 16 bits, all others in 32: {', '.join(rounded)}."]

@@ -170,7 +170,10 @@ def carry_away(work: Path, out: Path) -> None:
     """A run without its checkpoint, its weights in float16."""
     weights = load_file(work / "model.safetensors")
     out.mkdir(parents=True, exist_ok=True)
-    files.write_tensors(out / "model.safetensors", {key: value.half() for key, value in weights.items()})
+    files.write_tensors(
+        out / "model.safetensors",
+        {key: value.half() if value.is_floating_point() else value for key, value in weights.items()},
+    )
     for file in ("config.json", "metrics.jsonl"):
         files.write_text(out / file, (work / file).read_text())
 

@@ -149,17 +149,21 @@ def note_on_images() -> str:
 
 
 def notes_on_differences(runs: list[dict]) -> list[str]:
-    """What is known of models that were evaluated on few images, by others on the same images and on all."""
-    notes = []
+    """What to expect on all images of models that were measured on few, by others that were measured on both."""
+    notes, whole = [], {run["name"]: run for run in runs}
     for run in runs:
-        if other := run.get("against"):
-            whole, more, error = result(other["name"]), other["difference"], other["difference_standard_error"]
-            notes.append(
-                f"On the same {run['images']:,} images, with {run['num_samples']} samples, `{run['name']}` has "
-                f"{signed(more)} ± {error:.2f} nats more than `{other['name']}`. This one has {signed(whole['nats'])} "
-                f"on all {whole['images']:,} images, so we expect {signed(whole['nats'] + more)} ± {error:.2f} of "
-                f"`{run['name']}` there."
-            )
+        found = run.get("against", {})
+        other = whole.get(found.get("name"))
+        if other is None or other["num_samples"] != run["num_samples"] or other["images"] <= run["images"]:
+            continue
+        more, error = found["difference"], found["difference_standard_error"]
+        notes.append(
+            f"Only a model that was measured on both tells what `{run['name']}` would have on more images. On the "
+            f"{run['images']:,} of its row it has {abs(more):.2f} ± {error:.2f} nats {'more' if more >= 0 else 'less'} "
+            f"than `{other['name']}`, image by image. `{other['name']}` has {signed(other['nats'])} on all "
+            f"{other['images']:,}. So `{run['name']}` can be expected to have {signed(other['nats'] + more)} ± "
+            f"{error:.2f} on these."
+        )
     return notes
 
 

@@ -129,11 +129,11 @@ def test_groups_of_units_have_as_many_samples_wherever_they_begin(num_samples):
         assert len(groups) == 1 and 0.75 < groups.pop() / evaluation.GPU_SAMPLES <= 1
 
 
-@pytest.mark.parametrize("components", [0, 3])
+@pytest.mark.parametrize("prior", [{}, {"components": 3}, {"components": 3, "correlated": 2}], ids=str)
 @pytest.mark.parametrize("num_samples", [3, 10, 64, 100, 300])
-def test_units_that_go_together_have_the_same_values(num_samples, components, tmp_path, monkeypatch):
+def test_units_that_go_together_have_the_same_values(num_samples, prior, tmp_path, monkeypatch):
     torch.manual_seed(0)
-    model, images = build(replace(CONFIG, components=components)), binary(43)
+    model, images = build(replace(CONFIG, **prior)), binary(43)
     for parameter in model.prior.parameters():
         torch.nn.init.normal_(parameter)
     units, expected = list(evaluation._units(43, num_samples)), []
@@ -277,6 +277,23 @@ def test_a_comparison_that_was_cut_goes_on_to_the_same_figures(units, weights, o
     assert calls[-1] == (2 * 20 * 65,) * 2 and calls == sorted(calls)
     rest["against"].pop("minutes"), whole["against"].pop("minutes")
     assert figures(rest) == figures(whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_what_is_kept_of_another_comparison_is_refused_at_once_and_is_gone_later(
+    weights, others, tmp_path, monkeypatch
+):
+    out = tmp_path / "result.json"
+    with monkeypatch.context() as patch:
+        cut_after(patch, 30)  # in the second of two evaluations of 22 units
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.evaluate(weights, 64, 20, against=others, out=out)
+    assert len(list(tmp_path.iterdir())) == 2
+    with monkeypatch.context() as patch:
+        cut_after(patch, 0)  # so the work must not begin
+        with pytest.raises(ValueError, match="another evaluation: weights is"):
+            evaluation.evaluate(weights, 64, 20, against=weights, out=out)
+    evaluation.evaluate(weights, 64, 20, out=out)
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 

@@ -20,7 +20,7 @@ from vnca.objectives import (
     PersistentElbo,
     objective,
 )
-from vnca.priors import MixturePrior
+from vnca.priors import CorrelatedMixturePrior, MixturePrior
 from vnca.vae import VAE, Encoder, bernoulli_log_likelihood, elbo_terms, iwae
 
 CHANNELS = 3
@@ -87,16 +87,19 @@ def test_the_decoder_chooses_the_objective():
         assert isinstance(objective(VAE(Encoder(4, width=2), decoder)), Elbo)
 
 
-def small_vae(components=0) -> VAE:
+def small_vae(prior=None) -> VAE:
     torch.manual_seed(0)
-    prior = MixturePrior(4, components) if components else None
     return VAE(Encoder(4, width=1), ConvDecoder(4, width=1), prior)
 
 
-@pytest.mark.parametrize("components", [0, 3])
+@pytest.mark.parametrize(
+    "prior",
+    [lambda: None, lambda: MixturePrior(4, 3), lambda: CorrelatedMixturePrior(4, 3, 2)],
+    ids=["standard normal", "mixture", "correlated"],
+)
 @pytest.mark.parametrize("samples", [1, 5])
-def test_the_importance_weighted_objective_is_the_bound_and_has_its_gradient(samples, components):
-    any_vae, x = small_vae(components), images(3)
+def test_the_importance_weighted_objective_is_the_bound_and_has_its_gradient(samples, prior):
+    any_vae, x = small_vae(prior()), images(3)
     weighted = ImportanceWeighted(any_vae, samples)
     drawn = weighted.draw(x, *generators())
     assert drawn["noise"].shape == (3, samples, 4)

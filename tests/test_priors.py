@@ -26,7 +26,7 @@ def prior(request):
         prior.log_share.copy_(torch.tensor([0.0, 1.0, -1.0]))
         if request.param == "correlated":
             prior.used.copy_(torch.tensor([3, 0, 1]))
-            prior.below.copy_(torch.randn(3, 3, 3, generator=seeded(3)))  # what is not below the diagonal is ignored
+            prior.below.copy_(torch.randn(3, 3, generator=seeded(3)))
     return prior
 
 
@@ -38,7 +38,8 @@ def theirs(prior):
     mean, covariance = torch.zeros(3, 4), torch.eye(4).repeat(3, 1, 1)
     mean[:, prior.used] = prior.mean.detach()
     for component in range(3):
-        influence = prior.below[component].detach().tril(-1) + torch.eye(3)
+        influence, (low, first, second) = torch.eye(3), prior.below[component].tolist()
+        influence[1, 0], influence[2, 0], influence[2, 1] = low, first, second
         root = (-prior.log_scale[component].detach()).exp().diag() @ influence
         covariance[component, prior.used[:, None], prior.used] = (root.T @ root).inverse()
     return MixtureSameFamily(shares, MultivariateNormal(mean, covariance))
@@ -74,6 +75,14 @@ def test_draws_have_the_moments_of_the_mixture(prior):
     other = theirs(prior).sample((200_000,))
     ours, expected = prior.log_prob(z), prior.log_prob(other)
     assert (ours.mean() - expected.mean()).abs() < 5 * expected.std() * (2 / len(z)) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_draws_have_the_type_of_the_noise(prior, dtype):
+    noise = torch.randn(50, 4, generator=seeded())
+    z = prior.to(dtype).draw(noise.to(dtype), seeded(1))
+    assert z.dtype == dtype
+    torch.testing.assert_close(z.float(), prior.float().draw(noise, seeded(1)), rtol=1e-2, atol=3e-2)
 
 
 def test_draws_follow_from_the_generator_and_there_may_be_none(prior):
@@ -142,7 +151,7 @@ def test_full_covariances_know_latents_that_lie_aslant_as_well_as_the_line_they_
         truth.used.copy_(torch.tensor([5, 2]))
         truth.mean.copy_(torch.tensor([[3.0, -3.0], [-3.0, 3.0]]))
         truth.log_scale.copy_(-root.diagonal().log())
-        truth.below.copy_(root / root.diagonal()[:, None])
+        truth.below.copy_(root[1, 0] / root[1, 1])
     diagonal = MixturePrior(8, 6)
     diagonal.fit(mean[:2000], scale[:2000], seeded(2))
     best = truth.log_prob(z[2000:])

@@ -75,14 +75,20 @@ def test_rows_of_some_images_come_with_what_these_images_change(results, tmp_pat
 
 
 def test_a_model_on_some_images_comes_with_what_another_one_tells_about_it(results, tmp_path):
-    results(name="whole", nats=-83.08)
-    against = {"name": "whole", "difference": 1.234, "difference_standard_error": 0.056}
-    results(name="brief", images=1000, num_samples=128, nats=-80.0, against=against)
     found = {"start": "whole", "rows": {"not at all": {"images": 1000, "nats": -82.0}}}
     (tmp_path / "results" / "recipes.json").write_text(json.dumps(found))
+    against = {"name": "whole", "difference": 1.234, "difference_standard_error": 0.056}
+    results(name="brief", images=500, num_samples=128, nats=-80.0, against=against)
+    assert "expected" not in readme.render_results("README.md"), "nothing is known of the other one"
+    results(name="whole", nats=-83.08, num_samples=64)
+    assert "expected" not in readme.render_results("README.md"), "nothing is known for as many samples"
+    results(name="whole", nats=-83.08, num_samples=128)
     note = readme.render_results("README.md").splitlines()[-1]
-    assert "On the same 1,000 images, with 128 samples, `brief` has 1.23 ± 0.06 nats more than `whole`." in note
-    assert "−83.08 on all 10,000 images, so we expect −81.85 ± 0.06 of `brief` there." in note
+    assert "On the 500 of its row it has 1.23 ± 0.06 nats more than `whole`, image by image." in note
+    assert "`whole` has −83.08 on all 10,000. So `brief` can be expected to have −81.85 ± 0.06 on these." in note
+    results(name="brief", images=500, num_samples=128, against={**against, "difference": -0.5})
+    note = readme.render_results("README.md").splitlines()[-1]
+    assert "0.50 ± 0.06 nats less" in note and "−83.58 ± 0.06" in note
 
 
 def test_figures_measured_in_16_bits_are_named(results):

@@ -200,7 +200,7 @@ __main__.PRESETS = {"quick": Preset(config, "tiny")}
 
 
 MIXTURE = """\
-model = ModelConfig("doubling", 4, 2, {"hidden": 4, "steps": 1}, components=3)
+model = ModelConfig("doubling", 4, 2, {"hidden": 4, "steps": 1}, components=3, correlated=2)
 config = TrainConfig(model, "digits", "train", 8, 4, 1e-3, warmup=2, kl_warmup=0, samples=2)
 __main__.PRESETS = {"quick": Preset(config, "tiny")}
 """
@@ -423,9 +423,11 @@ def test_weights_without_a_learned_prior_can_get_one_and_keep_it(tmp_path, capsy
     larger = replace(MIXTURE_OF_3, model=replace(TINY.model, components=5), init_from=str(mixture))
     start, theirs = run_of(larger).objective.model, weights(mixture)
     assert len(start.prior.mean) == 5 and start.prior.mean.any(), "one of another size is fitted"
+    aslant = replace(larger, model=replace(TINY.model, components=3, correlated=2))
+    assert run_of(aslant).objective.model.prior.mean.shape == (3, 2), "and one of another kind"
     kept = {key: value for key, value in start.state_dict().items() if not key.startswith("prior.")}
     assert same(kept, {key: theirs[key] for key in kept})
-    with pytest.raises(ValueError, match=r"are of another model: .*components=3\), not .*components=0\)"):
+    with pytest.raises(ValueError, match=r"are of another model: .*components=3, .* not .*components=0, "):
         run_of(replace(TINY, init_from=str(mixture)))
 
 

@@ -185,7 +185,7 @@ def bounds(model: VAE, images: Tensor, num_samples: int = 128, seed: int = 0, **
 
 
 def _summary(found: ImageBounds, num_samples: int) -> Bounds:
-    (elbo, elbo_error), (nats, nats_error) = mean_and_error(found.elbo), mean_and_error(found.nats)
+    (elbo, elbo_error), (nats, nats_error) = _mean_and_error(found.elbo), _mean_and_error(found.nats)
     return Bounds(len(found.nats), num_samples, nats, nats_error, elbo, elbo_error, found.minutes)
 
 
@@ -307,7 +307,7 @@ def _noise(unit: _Unit, like: Tensor, seed: int) -> Tensor:
     return torch.cat([torch.randn(shape, dtype=like.dtype, generator=generator) for _ in range(unit.samples)])
 
 
-def mean_and_error(values: Tensor) -> tuple[float, float]:
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
     """The mean of values `(N,)` and its standard error."""
     values = values.double()
     return values.mean().item(), (values.std() / len(values) ** 0.5).item()
@@ -354,6 +354,7 @@ def evaluate(
             much surer than their two standard errors suggest, because most of those is the images' own.
         out: a JSON file for the result. What is done is kept beside it until then, in a file of the same name with
             `.part.safetensors` added, and an evaluation that was cut goes on from there when it is called again.
+            What is done of `against` is kept in a second one, `.against.part.safetensors`.
         overwrite: start anew, whatever is kept.
         progress: called with the number of samples done and of all samples.
 
@@ -370,16 +371,17 @@ def evaluate(
     if not 0 <= seed < 2**32:
         raise ValueError(f"the seed is a whole number from 0 to {2**32 - 1}, not {seed}")
     folders = [pretrained.find(each) for each in (weights, against) if each is not None]
-    name, *other_names = [_data_of(folder) for folder in folders]
-    if other_names not in ([], [name]):
-        raise ValueError(f"only models of the same data can be compared, not of {name} and {other_names[0]}")
+    names = [_data_of(folder) for folder in folders]
+    if names[0] != names[-1]:
+        raise ValueError(f"only models of the same data can be compared, not of {names[0]} and {names[-1]}")
     device = hardware.best_device()
     hardware.keep_memory()
     if bfloat16 and not hardware.has_bfloat16(device):
         raise ValueError(f"{hardware.machine(device)} does not multiply in bfloat16: evaluate in float32")
-    images = choose(data.binarize(data.load(name, "test").tensors[0]), limit)
+    models = [pretrained.load(folder) for folder in folders]
+    images = choose(data.binarize(data.load(names[0], "test").tensors[0]), limit)
     common = {
-        "data": name,
+        "data": names[0],
         "images": len(images),
         "pixels": _digest([images.bool()]),
         "num_samples": num_samples,
@@ -387,19 +389,26 @@ def evaluate(
         "precision": "bfloat16 autocast" if bfloat16 else "float32",
         "units": [UNIT, ELBO_IMAGES],
     }
-    models = [pretrained.load(folder) for folder in folders]
-    kept = [None] * len(models)
+    kept = []
     if out is not None:
         identities = [{"weights": _digest(model.state_dict().values())} | common for model in models]
-        paths = (f"{os.fspath(out)}.part.safetensors", f"{os.fspath(out)}.against.part.safetensors")
-        kept = [Kept(path, identity) for path, identity in zip(paths, identities, strict=False)]
-    for each in kept if overwrite and out is not None else ():
-        each.remove()
+        paths = (f"{os.fspath(out)}{middle}.part.safetensors" for middle in ("", ".against"))
+        kept = [Kept(path, identity) for path, identity in itertools.zip_longest(paths, identities, fillvalue={})]
+    if overwrite:
+        for each in kept:
+            each.remove()
+    for each in kept[: len(models)]:
+        each.load()  # of another evaluation? better known now than after hours
     found = []
-    for model, each in zip(models, kept, strict=True):
-        of_all = progress and _as_part(progress, len(found), len(models))
+    for model in models:
         measured = bounds_of_images(
-            model.to(device), images, num_samples, seed, bfloat16=bfloat16, kept=each, progress=of_all
+            model.to(device),
+            images,
+            num_samples,
+            seed,
+            bfloat16=bfloat16,
+            kept=kept[len(found)] if kept else None,
+            progress=progress and _as_part(progress, len(found), len(models)),
         )
         found.append(measured)
     evaluation = {"machine": hardware.machine(device), "precision": common["precision"], "seed": seed}
@@ -408,8 +417,8 @@ def evaluate(
         result["against"] = {"name": folders[1].resolve().name} | _differences(*found, num_samples)
     if out is not None:
         files.write_json(out, result)
-        for each in kept:
-            each.remove()
+    for each in kept:
+        each.remove()
     return result
 
 
@@ -448,8 +457,8 @@ def _data_of(folder: Path) -> str:
 def _differences(ours: ImageBounds, theirs: ImageBounds, num_samples: int) -> dict[str, float]:
     """The other model's figures, and by how much ours are higher on the same images, with standard errors."""
     other = _summary(theirs, num_samples)
-    more, error = mean_and_error(ours.nats - theirs.nats)
-    elbo_more, elbo_error = mean_and_error(ours.elbo - theirs.elbo)
+    more, error = _mean_and_error(ours.nats - theirs.nats)
+    elbo_more, elbo_error = _mean_and_error(ours.elbo - theirs.elbo)
     return {
         "nats": other.nats,
         "elbo": other.elbo,

@@ -166,22 +166,27 @@ class CorrelatedMixturePrior(_Mixture):
         self.register_buffer("used", torch.arange(correlated))  # which numbers of the latent
         self.mean = nn.Parameter(torch.zeros(components, correlated))
         self.log_scale = nn.Parameter(torch.zeros(components, correlated))  # of each number, given those before it
-        self.below = nn.Parameter(torch.zeros(components, correlated, correlated))  # minus their influence on it
+        # Minus their influence on it: row by row, what lies below the diagonal.
+        self.below = nn.Parameter(torch.zeros(components, correlated * (correlated - 1) // 2))
         self.log_share = nn.Parameter(torch.zeros(components))  # up to a constant
 
     def roots(self) -> Tensor:
         """R of all components: `(C, A, A)`."""
-        influence = self.below.tril(-1) + torch.eye(self.below.shape[-1], device=self.below.device)
+        components, size = self.mean.shape
+        row, column = torch.tril_indices(size, size, -1, device=self.mean.device)
+        influence = torch.eye(size, dtype=self.mean.dtype, device=self.mean.device).repeat(components, 1, 1)
+        influence[:, row, column] = self.below
         return (-self.log_scale).exp()[..., None] * influence
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of latents: `(..., D)` -> `(...)` nats."""
         with torch.autocast(z.device.type, enabled=False):
-            used, roots = z[..., self.used], self.roots()  # (..., A), (C, A, A)
+            used, roots = z.index_select(-1, self.used), self.roots()  # (..., A), (C, A, A)
             center = (roots @ self.mean[..., None]).squeeze(-1)  # (C, A)
             noise = (used @ roots.flatten(0, 1).T).unflatten(-1, center.shape) - center  # R (z - m): (..., C, A)
+            log_norm = self.log_scale.sum(dim=1) + 0.5 * math.log(2 * math.pi) * used.shape[-1]  # (C,)
+            parts = self.log_share.log_softmax(dim=0) - log_norm - 0.5 * noise.square().sum(dim=-1)  # (..., C)
             normal = StandardNormal().log_prob
-            parts = self.log_share.log_softmax(dim=0) - self.log_scale.sum(dim=1) + normal(noise)  # (..., C)
             return parts.logsumexp(dim=-1) + normal(z) - normal(used)
 
     def draw(self, noise: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -189,16 +194,20 @@ class CorrelatedMixturePrior(_Mixture):
         if not len(noise):
             return noise
         chosen = self._choose(noise, generator)
-        moved = torch.linalg.solve_triangular(self.roots()[chosen], noise[:, self.used, None], upper=False)  # (n, A, 1)
+        roots, used = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (self.roots(), noise[:, self.used]))
+        moved = torch.linalg.solve_triangular(roots[chosen], used[..., None], upper=False).squeeze(-1)  # (n, A)
         z = noise.clone()
-        z[:, self.used] = self.mean[chosen] + moved.squeeze(-1)
+        z[:, self.used] = (self.mean[chosen] + moved).to(z.dtype)
         return z
 
     def fit(self, mean: Tensor, scale: Tensor, generator: torch.Generator) -> None:
-        """As `MixturePrior.fit`, for the numbers whose posteriors diverge most from the standard normal, on average."""
+        """As `MixturePrior.fit`, for the numbers whose posteriors diverge most from the standard normal, on average.
+
+        It takes twice as many updates, because covariances take longer to learn.
+        """
         with torch.no_grad():
-            divergence = 0.5 * (mean.square() + scale.square() - 1 - 2 * scale.log()).mean(dim=0)  # (D,)
-            self.used.copy_(divergence.topk(len(self.used)).indices)
+            divergence = gaussian_kl(mean.T, scale.log().T)  # of each number, over all posteriors: (D,)
+            self.used.copy_(divergence.topk(len(self.used)).indices.sort().values)
             self.mean.copy_(_drawn(mean, len(self.mean), generator)[:, self.used])
             self.log_scale.copy_(_spread(mean, scale)[self.used].log().expand_as(self.log_scale))
             self.below.zero_()

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -85,7 +86,7 @@ def train(
     accelerator = Accelerator(
         cpu=device.type == "cpu",  # else a Mac's GPU would be taken, on which nothing here was ever tried
         mixed_precision=hardware.precision(device),
-        # The buffers, which are the pool, are the same in all processes by construction: nothing to send.
+        # The buffers are the same in all processes from the start, and the pool stays so: nothing to send.
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
     )
     images = data.load(config.data, config.split).tensors[0]  # (N, 1, 28, 28)
@@ -133,6 +134,8 @@ class _Run:
                 "processes: choose another number of processes"
             )
         model = _start(config, None if resumed else images).to(accelerator.device, memory_format=torch.channels_last)
+        for buffer in model.buffers():  # the numbers that a prior is about, as the first process has chosen them
+            broadcast(buffer)
         self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
         if self.averaged:  # asked for in every update, and a GPU would have to be waited for
             self.averaged.n_averaged = self.averaged.n_averaged.cpu()

@@ -111,11 +111,12 @@ def own_row(run: dict, folder: str) -> str:
     parameters, runs = run["parameters"]["decoder"], runs_of(run)
     updates, minutes = (sum(each[key] for each in runs) for key in ("updates", "minutes"))
     spent = f"{updates:,} updates, {minutes:,.0f} min" + (f" in {len(runs)} runs" if len(runs) > 1 else "")
+    machines = "; ".join(dict.fromkeys(each["hardware"] for each in reversed(runs) if "hardware" in each))
     return (
         f"| **{kind(run)}** "
         f"| **{signed(run['nats'])}** ± {run['standard_error']:.2f} ({run['num_samples']} samples, "
         f"{run['images']:,} images) | {signed(run['elbo'])} "
-        f"| {parameters:,} | {spent}, {run['hardware']} "
+        f"| {parameters:,} | {spent}, {machines} "
         f"| [{run['name']}]({folder}/{run['name']}.json) |"
     )
 

@@ -431,6 +431,20 @@ def test_weights_without_a_learned_prior_can_get_one_and_keep_it(tmp_path, capsy
         run_of(replace(TINY, init_from=str(mixture)))
 
 
+def test_a_run_without_updates_fits_the_prior_and_nothing_else(tmp_path):
+    plain, fitted = tmp_path / "plain", tmp_path / "fitted"
+    training.train(replace(TINY, updates=2), plain)
+    training.train(replace(MIXTURE_OF_3, updates=0, samples=1, init_from=str(plain)), fitted)
+    ours, theirs = weights(fitted), weights(plain)
+    assert same({key: value for key, value in ours.items() if not key.startswith("prior.")}, theirs)
+    assert ours["prior.mean"].any()
+    run = json.loads((fitted / "config.json").read_text())["run"]
+    assert (run["updates"], run["images_seen"]) == (0, 0) and run["before"][0]["updates"] == 2
+    assert (fitted / "samples.png").exists()
+    with pytest.raises(ValueError, match="updates is at least 1, not 0"):
+        replace(TINY, updates=0)
+
+
 def test_resuming_puts_the_learned_prior_back_without_fitting_it_again(tmp_path, monkeypatch):
     training.train(MIXTURE_OF_3, tmp_path / "whole")
     with monkeypatch.context() as patch:

@@ -14,7 +14,7 @@ class TrainConfig:
         model: the model to build.
         data: a data set of `vnca.data`.
         split: the part of it to train on.
-        updates: steps of the optimizer, or None.
+        updates: steps of the optimizer, or None. With 0 of them a run only fits a learned prior.
         batch_size: images an update, over all processes together.
         learning_rate: Adam's, at its peak.
         minutes: length of the run in minutes of training, or None. The schedule fits itself to it, so such a run ends
@@ -57,7 +57,8 @@ class TrainConfig:
         object.__setattr__(self, "lessons", tuple(map(tuple, self.lessons)))  # JSON has lists only
         if (self.updates is None) == (self.minutes is None):
             raise ValueError(f"a run has updates or minutes, one of the two, not {self.updates} and {self.minutes}")
-        for name, least in (("updates", 1), ("batch_size", 1), ("warmup", 0), ("kl_warmup", 0), ("samples", 1)):
+        fewest = 0 if self.model.components else 1
+        for name, least in (("updates", fewest), ("batch_size", 1), ("warmup", 0), ("kl_warmup", 0), ("samples", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is at least {least}, not {value}")
@@ -79,7 +80,9 @@ class TrainConfig:
 
     def fraction_at(self, update: int, seconds: float) -> float:
         """How much of the run is done after `update` updates and `seconds` seconds of training: 0 to 1."""
-        return min(1.0, update / self.updates if self.updates is not None else seconds / (60 * self.minutes))
+        if self.updates is None:
+            return min(1.0, seconds / (60 * self.minutes))
+        return min(1.0, update / self.updates) if self.updates else 1.0
 
     def learning_rate_at(self, update: int, fraction: float) -> float:
         """The learning rate of update `update` (from 0), when `fraction` of the run is done."""
@@ -262,9 +265,9 @@ PRESETS = {
     "refine": Preset(
         REFINE, "what `best` trained, with a learned prior and the importance-weighted bound of 5 samples"
     ),
-    "refine-cpu": Preset(
-        replace(REFINE, updates=None, minutes=60.0, batch_size=8, learning_rate=1.5e-4, warmup=20, ema=0.99),
-        "as much of `refine` as two CPU cores can do in a short time",
+    "fit-prior": Preset(
+        replace(REFINE, updates=0, samples=1),
+        "what `best` trained, with a learned prior and no further training",
     ),
     "regrow": Preset(
         REGROW, "the regrowing (non-doubling) VNCA of Palm et al. 2022, trained as vnca.objectives.PersistentElbo says"

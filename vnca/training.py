@@ -133,6 +133,7 @@ class _Run:
                 f"a batch of {self.batch_size} images cannot be shared equally by {accelerator.num_processes} "
                 "processes: choose another number of processes"
             )
+        started = time.monotonic()
         model = _start(config, None if resumed else images).to(accelerator.device, memory_format=torch.channels_last)
         for buffer in model.buffers():  # the numbers that a prior is about, as the first process has chosen them
             broadcast(buffer)
@@ -151,7 +152,8 @@ class _Run:
         self.host = torch.Generator()  # of what is drawn on the CPU
         self.order = (-1, torch.empty(0))  # epoch, its permutation of the images
         self.update = 0  # updates done
-        self.seconds = 0.0  # spent so far, in all parts of the run
+        # Spent so far, in all parts of the run. The fit of a prior counts where it is all there is to do.
+        self.seconds = 0.0 if config.updates != 0 else time.monotonic() - started
         self.totals = torch.zeros(4, device=accelerator.device)  # since the last record: see `step`
         self.skips = torch.zeros(2, dtype=torch.int64, device=accelerator.device)  # in a row, and in all
         self.commit = hardware.commit()

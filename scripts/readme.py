@@ -149,23 +149,21 @@ def note_on_images() -> str:
     )
 
 
-def notes_on_differences(runs: list[dict]) -> list[str]:
-    """What to expect on all images of models that were measured on few, by others that were measured on both."""
-    notes, whole = [], {run["name"]: run for run in runs}
-    for run in runs:
-        found = run.get("against", {})
-        other = whole.get(found.get("name"))
-        if other is None or other["num_samples"] != run["num_samples"] or other["images"] <= run["images"]:
-            continue
-        more, error = found["difference"], found["difference_standard_error"]
-        notes.append(
-            f"Only a model that was measured on both tells what `{run['name']}` would have on more images. On the "
-            f"{run['images']:,} of its row it has {abs(more):.2f} ± {error:.2f} nats {'more' if more >= 0 else 'less'} "
-            f"than `{other['name']}`, image by image. `{other['name']}` has {signed(other['nats'])} on all "
-            f"{other['images']:,}. So `{run['name']}` can be expected to have {signed(other['nats'] + more)} ± "
-            f"{error:.2f} on these."
-        )
-    return notes
+def expected_on_all(run: dict, other: dict | None) -> str:
+    """What a model on few images can be expected to have on all, by another one that was measured on both, in words.
+
+    Nothing where the other one cannot tell.
+    """
+    if other is None or other["num_samples"] != run["num_samples"] or other["images"] <= run["images"]:
+        return ""
+    more, error = run["against"]["difference"], run["against"]["difference_standard_error"]
+    return (
+        f"Only a model that was measured on both tells what `{run['name']}` would have on more images. On the same "
+        f"{run['images']:,} images it has {abs(more):.2f} ± {error:.2f} nats {'more' if more >= 0 else 'less'} "
+        f"than `{other['name']}`, image by image. `{other['name']}` has {signed(other['nats'])} on all "
+        f"{other['images']:,}. So `{run['name']}` can be expected to have {signed(other['nats'] + more)} ± "
+        f"{error:.2f} on these."
+    )
 
 
 def render_results(page: str) -> str:
@@ -188,7 +186,10 @@ def render_results(page: str) -> str:
             lines += [wanted_row(name, preset) for name, preset in missing.items()]
             lines += [f"| {model} | {nats} | | | | {source} |" for model, nats, source in PUBLISHED]
             if len({run["images"] for run in group}) > 1:
-                lines += ["", " ".join([note_on_images(), *notes_on_differences(group)])]
+                others = {run["name"]: run for run in group}
+                compared = [(run, others.get(run["against"]["name"])) for run in group if "against" in run]
+                notes = [note for run, other in compared if (note := expected_on_all(run, other))]
+                lines += ["", " ".join([note_on_images(), *notes])]
             rounded = [f"`{run['name']}`" for run in group if run["evaluation"]["precision"] != "float32"]
             if rounded:
                 lines += ["", f"Evaluated in 16 bits, all others in 32: {', '.join(rounded)}."]
@@ -415,7 +416,7 @@ images = model.sample(16)  # pixel probabilities (16, 1, 28, 28)
 | latent | {latent_size} numbers |
 | parameters | {encoder:,} of the encoder, {decoder:,} of the decoder{prior} |
 | decoder options | {options} |
-
+{expected}
 Training, the last run first:
 
 {runs}
@@ -433,12 +434,14 @@ def card(name: str) -> str:
     run = result(name)
     of_all = "all 10,000 test images" if run["images"] == 10_000 else f"{run['images']:,} random test images"
     options = ", ".join(f"{key} {value}" for key, value in run["config"]["model"]["decoder_options"].items())
-    lines = [
-        (f"- for the encoder to begin with, `{each['encoder_from']}`: " if "encoder_from" in each else "- ")
-        + f"{each['updates']:,} updates, {each['images_seen']:,} images seen, {each['minutes']:,.1f} minutes on "
-        f"{each['hardware']}"
-        for each in runs_of(run)
-    ]
+    lines = []
+    for each in runs_of(run):
+        of_encoder = f"for the encoder to begin with, `{each['encoder_from']}`: " if "encoder_from" in each else ""
+        done = f"{each['updates']:,} updates, {each['images_seen']:,} images seen"
+        if each["updates"] == 0:
+            done = "the prior fitted to the posteriors of the training images, nothing else changed"
+        lines.append(f"- {of_encoder}{done}, {each['minutes']:,.1f} minutes on {each['hardware']}")
+    expected = expected_on_all(run, result(run["against"]["name"])) if "against" in run else ""
     figures = {key: run[key] for key in ("name", "data", "standard_error", "num_samples", "elbo_standard_error")}
     sizes = run["parameters"]
     return CARD.format(
@@ -453,6 +456,7 @@ def card(name: str) -> str:
         latent_size=run["config"]["model"]["latent_size"],
         options=options,
         runs="\n".join(lines),
+        expected=f"\n{expected}\n" if expected else "",
     )
 
 

@@ -84,7 +84,7 @@ def test_a_model_on_some_images_comes_with_what_another_one_tells_about_it(resul
     assert "expected" not in readme.render_results("README.md"), "nothing is known for as many samples"
     results(name="whole", nats=-83.08, num_samples=128)
     note = readme.render_results("README.md").splitlines()[-1]
-    assert "On the 500 of its row it has 1.23 ± 0.06 nats more than `whole`, image by image." in note
+    assert "On the same 500 images it has 1.23 ± 0.06 nats more than `whole`, image by image." in note
     assert "`whole` has −83.08 on all 10,000. So `brief` can be expected to have −81.85 ± 0.06 on these." in note
     results(name="brief", images=500, num_samples=128, against={**against, "difference": -0.5})
     note = readme.render_results("README.md").splitlines()[-1]
@@ -197,6 +197,14 @@ def test_what_a_preset_promises_was_measured(name, weights):
     assert trained == preset.config
     assert preset.minutes == round(run["minutes"]) and preset.nats == round(run["nats"], 1)
     assert preset.hardware.split()[-1] in run["hardware"]
+
+
+def test_the_preset_that_only_fits_a_prior_made_the_shipped_weights():
+    run, preset = json.loads((readme.ROOT / "results" / "best-mnist.json").read_text()), PRESETS["fit-prior"]
+    config = run["config"]
+    assert TrainConfig(ModelConfig(**config["model"]), **config["training"]) == preset.config
+    assert preset.minutes == round(run["minutes"]) and preset.hardware.split()[-1] in run["hardware"]
+    assert preset.nats is None, "measured on few images, which is no figure to expect"
 
 
 def test_the_preset_that_came_before_the_last_one_is_in_the_record_of_that_one():

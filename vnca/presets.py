@@ -268,6 +268,8 @@ PRESETS = {
     "fit-prior": Preset(
         replace(REFINE, updates=0, samples=1),
         "what `best` trained, with a learned prior and no further training",
+        minutes=1.0,
+        hardware="two cores of an AMD EPYC",
     ),
     "regrow": Preset(
         REGROW, "the regrowing (non-doubling) VNCA of Palm et al. 2022, trained as vnca.objectives.PersistentElbo says"

@@ -34,7 +34,8 @@ from vnca.vae import ModelConfig, build
 UNFINISHED = 3
 NAMES = {  # what each line trains: the preset and the name of the weights
     "doubling": ("best", "doubling-mnist"),
-    "best": ("refine", "best-mnist"),
+    "prior": ("fit-prior", "best-mnist"),
+    "best": ("refine", "refined-mnist"),
     "regrowing": ("regrow", "regrowing-mnist"),
     "small": ("small", "doubling-mnist-small"),
     "regrowing-small": ("regrow-small", "regrowing-mnist-small"),
@@ -62,7 +63,7 @@ def configuration(preset: str, tiny: bool) -> TrainConfig:
         split="train",
         batch_size=4,
         minutes=None,
-        updates=4,
+        updates=4 if config.updates != 0 else 0,
         encoder_from=None,
         lessons=config.lessons and ((8, 1), (16, 1)),
     )

@@ -13,7 +13,7 @@ from vnca.checkpoints import NAME as CHECKPOINT
 def test_every_line_runs_at_tiny_size(line, tmp_path):
     out = tmp_path / "out"
     rest = ["--tiny", "--out", str(out), "--work", str(tmp_path / "runs")]
-    if line == "best":  # goes on from the weights of an earlier line
+    if line in ("prior", "best"):  # goes on from the weights of an earlier line
         assert gpu_list.main(["doubling", *rest]) == 0
     assert gpu_list.main([line, *rest]) == 0
     if line in gpu_list.NAMES:

@@ -74,21 +74,25 @@ def test_rows_of_some_images_come_with_what_these_images_change(results, tmp_pat
     assert "`conv-mnist` has −85.67 on them and −86.45 on all 10,000." in note
 
 
-def test_a_model_on_some_images_comes_with_what_another_one_tells_about_it(results, tmp_path):
+def test_a_model_on_some_images_has_the_figures_that_another_one_lets_expect_on_all(results, tmp_path):
     found = {"start": "whole", "rows": {"not at all": {"images": 1000, "nats": -82.0}}}
     (tmp_path / "results" / "recipes.json").write_text(json.dumps(found))
-    against = {"name": "whole", "difference": 1.234, "difference_standard_error": 0.056}
-    results(name="brief", images=500, num_samples=128, nats=-80.0, against=against)
+    against = {"name": "whole", "nats": -81.5, "difference": 1.234, "difference_standard_error": 0.3}
+    brief = {"name": "brief", "images": 500, "num_samples": 128, "nats": -80.0, "elbo": -85.0}
+    results(**brief, against={**against, "elbo_difference": 2.0})
     assert "expected" not in readme.render_results("README.md"), "nothing is known of the other one"
     results(name="whole", nats=-83.08, num_samples=64)
     assert "expected" not in readme.render_results("README.md"), "nothing is known for as many samples"
-    results(name="whole", nats=-83.08, num_samples=128)
-    note = readme.render_results("README.md").splitlines()[-1]
-    assert "On the same 500 images it has 1.23 ± 0.06 nats more than `whole`, image by image." in note
-    assert "`whole` has −83.08 on all 10,000. So `brief` can be expected to have −81.85 ± 0.06 on these." in note
-    results(name="brief", images=500, num_samples=128, against={**against, "difference": -0.5})
-    note = readme.render_results("README.md").splitlines()[-1]
-    assert "0.50 ± 0.06 nats less" in note and "−83.58 ± 0.06" in note
+    results(name="whole", nats=-83.08, elbo=-88.5, standard_error=0.4, num_samples=128)
+    results(name="between", nats=-81.0)
+    text = readme.render_results("README.md")
+    assert "| **−81.85** ± 0.50 (128 samples, expected on 10,000 images from 500) | −86.50 |" in text
+    assert text.index("results/between.json") < text.index("results/brief.json") < text.index("results/whole.json")
+    assert "`brief` was measured on 500 images only, on which it has −80.00." in text
+    assert (
+        "`whole` has −81.50: the difference is 1.23 ± 0.30, image by image. `whole` has −83.08 on all 10,000." in text
+    )
+    assert "`brief` can be expected to have −81.85 on these." in text
 
 
 def test_figures_measured_in_16_bits_are_named(results):
@@ -379,3 +383,18 @@ def test_a_build_with_warnings_fails_again_when_repeated(repository, capsys):
     assert build_book.main() == 1
     assert not (repository.root / "_build" / ".doctrees").exists()
     assert "not built cleanly" in capsys.readouterr().err
+
+
+def test_a_prior_alone_does_for_the_paper_size_what_chapter_4_says():
+    run, small, plain = (
+        json.loads((readme.ROOT / "results" / f"{name}.json").read_text())
+        for name in ("best-mnist", "best-mnist-small", "doubling-mnist")
+    )
+    against = run["against"]
+    assert against["name"] == "doubling-mnist" and run["parameters"]["decoder"] == plain["parameters"]["decoder"]
+    least = plain["nats"] + against["difference"] - 2 * against["difference_standard_error"]
+    published = max(float(nats.replace("−", "-")) for model, nats, _ in readme.PUBLISHED if model == "doubling VNCA")
+    assert least > small["nats"] and 1.5 < least - published < 2.5
+    assert against["nats"] > plain["nats"], "easy images"
+    assert run["config"]["model"]["components"] == 150 and run["config"]["model"]["correlated"] == 32
+    assert run["updates"] == 0, "no other weight has changed"

@@ -152,14 +152,20 @@ def note_on_images() -> str:
     )
 
 
-def expected_on_all(run: dict, runs: list[dict]) -> dict:
+def measured_runs() -> list[dict]:
+    """The results of all models, by the names of their files."""
+    results = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("*.json"))]
+    return [result for result in results if "nats" in result]  # benchmarks have none
+
+
+def expected_on_all(run: dict) -> dict:
     """A result with the figures that it can be expected to have on more images.
 
     A model that was measured on few images, against another one on the same, has the other's figures on all images plus
     the mean differences. Where no other one can tell, the result is returned as it is.
     """
     against = run.get("against", {})
-    for other in runs:
+    for other in measured_runs():
         same = other["name"] == against.get("name") and other["num_samples"] == run["num_samples"]
         if same and other["images"] > run["images"]:
             # Over images, as in all rows: how far the other one may be off, and the difference.
@@ -191,9 +197,7 @@ def render_results(page: str) -> str:
     """One table for each data set and split; the published figures stand with the set they were measured on."""
     # A page of the book does not have the folder beside it.
     folder = "results" if page == "README.md" else f"{repository()}/blob/main/results"
-    runs = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("*.json"))]
-    runs = [run for run in runs if "nats" in run]  # benchmarks have none
-    runs = [expected_on_all(run, runs) for run in runs]
+    runs = [expected_on_all(run) for run in measured_runs()]
     groups = {("binarized-mnist", "test"): []}
     for run in sorted(runs, key=lambda run: -run["nats"]):
         groups.setdefault((run["data"], run["split"]), []).append(run)
@@ -462,7 +466,7 @@ def card(name: str) -> str:
         if each["updates"] == 0:
             done = "the prior fitted to the posteriors of the training images, nothing else changed"
         lines.append(f"- {of_encoder}{done}, {each['minutes']:,.1f} minutes on {each['hardware']}")
-    expected = expected_on_all(run, [result(run["against"]["name"])]) if "against" in run else run
+    expected = expected_on_all(run)
     figures = {key: run[key] for key in ("name", "data", "standard_error", "num_samples", "elbo_standard_error")}
     sizes = run["parameters"]
     return CARD.format(

@@ -253,9 +253,7 @@ def test_two_models_are_compared_image_by_image(weights, others):
     result, other = evaluation.evaluate(weights, 10, 20, against=others), evaluation.evaluate(others, 10, 20)
     against = result["against"]
     images = evaluation.choose(evaluation.data.binarize(evaluation.data.load("digits", "test").tensors[0]), 20)
-    ours, theirs = (
-        evaluation.bounds_of_images(pretrained.load(folder), images, 10).nats for folder in (weights, others)
-    )
+    ours, theirs = (evaluation.bounds(pretrained.load(folder), images, 10).iwaes for folder in (weights, others))
     difference = ours - theirs
     assert against["name"] == other["name"] and against["nats"] == other["nats"] and against["elbo"] == other["elbo"]
     assert against["difference"] == pytest.approx(result["nats"] - other["nats"])

@@ -227,6 +227,21 @@ def test_the_best_small_model_is_above_the_published_ones_as_chapter_4_says():
     assert 15.5 <= 1_182_208 / run["parameters"]["decoder"] < 16.5, "sixteen times the parameters"
 
 
+def test_a_prior_alone_does_for_the_paper_size_what_chapter_4_says():
+    run, small, plain = (
+        json.loads((readme.ROOT / "results" / f"{name}.json").read_text())
+        for name in ("best-mnist", "best-mnist-small", "doubling-mnist")
+    )
+    against = run["against"]
+    assert against["name"] == "doubling-mnist" and run["parameters"]["decoder"] == plain["parameters"]["decoder"]
+    least = plain["nats"] + against["difference"] - 2 * against["difference_standard_error"]
+    published = max(float(nats.replace("−", "-")) for model, nats, _ in readme.PUBLISHED if model == "doubling VNCA")
+    assert least > small["nats"] and 1.5 < least - published < 2.5
+    assert against["nats"] > plain["nats"], "easy images"
+    assert run["config"]["model"]["components"] == 150 and run["config"]["model"]["correlated"] == 32
+    assert run["updates"] == 0, "no other weight has changed"
+
+
 def test_an_update_on_a_gpu_is_as_fast_as_chapter_4_says():
     found = json.loads((readme.ROOT / "results" / "train_step-nvidia-h200.json").read_text())
     times = max(row.get("times_plain", 0) for step in found["steps"] for row in step["rows"].values())
@@ -383,18 +398,3 @@ def test_a_build_with_warnings_fails_again_when_repeated(repository, capsys):
     assert build_book.main() == 1
     assert not (repository.root / "_build" / ".doctrees").exists()
     assert "not built cleanly" in capsys.readouterr().err
-
-
-def test_a_prior_alone_does_for_the_paper_size_what_chapter_4_says():
-    run, small, plain = (
-        json.loads((readme.ROOT / "results" / f"{name}.json").read_text())
-        for name in ("best-mnist", "best-mnist-small", "doubling-mnist")
-    )
-    against = run["against"]
-    assert against["name"] == "doubling-mnist" and run["parameters"]["decoder"] == plain["parameters"]["decoder"]
-    least = plain["nats"] + against["difference"] - 2 * against["difference_standard_error"]
-    published = max(float(nats.replace("−", "-")) for model, nats, _ in readme.PUBLISHED if model == "doubling VNCA")
-    assert least > small["nats"] and 1.5 < least - published < 2.5
-    assert against["nats"] > plain["nats"], "easy images"
-    assert run["config"]["model"]["components"] == 150 and run["config"]["model"]["correlated"] == 32
-    assert run["updates"] == 0, "no other weight has changed"

@@ -36,39 +36,49 @@ SAVE_SECONDS = 10.0  # between two writes of what is kept, and so what a kill co
 
 @dataclass(frozen=True)
 class Bounds:
-    """Means over images and their standard errors, in nats.
+    """Bounds of images, and their means with standard errors over images, in nats.
 
     Attributes:
-        images: how many images.
+        elbos: the ELBO of every image in order, one sample an image, `(N,)` float64.
+        iwaes: the importance-weighted bound of every image in order, `(N,)` float64.
         num_samples: importance samples an image.
-        nats: mean of the importance-weighted bound.
-        standard_error: of `nats`, over images.
-        elbo: mean of the ELBO, one sample an image.
-        elbo_standard_error: of `elbo`, over images.
         minutes: time the evaluation took.
     """
 
-    images: int
+    elbos: Tensor
+    iwaes: Tensor
     num_samples: int
-    nats: float
-    standard_error: float
-    elbo: float
-    elbo_standard_error: float
     minutes: float
 
+    @property
+    def images(self) -> int:
+        """How many images."""
+        return len(self.iwaes)
 
-class ImageBounds(NamedTuple):
-    """Of every image, in their order, in nats.
+    @property
+    def nats(self) -> float:
+        """Mean of the importance-weighted bound."""
+        return self.iwaes.mean().item()
 
-    Attributes:
-        elbo: the ELBO, one sample an image, `(N,)` float64.
-        nats: the importance-weighted bound, `(N,)` float64.
-        minutes: time the evaluation took.
-    """
+    @property
+    def standard_error(self) -> float:
+        """Of `nats`."""
+        return _standard_error(self.iwaes)
 
-    elbo: Tensor
-    nats: Tensor
-    minutes: float
+    @property
+    def elbo(self) -> float:
+        """Mean of the ELBO."""
+        return self.elbos.mean().item()
+
+    @property
+    def elbo_standard_error(self) -> float:
+        """Of `elbo`."""
+        return _standard_error(self.elbos)
+
+
+def _standard_error(values: Tensor) -> float:
+    """The standard error of the mean of values `(N,)`."""
+    return (values.std() / len(values) ** 0.5).item()
 
 
 class _Unit(NamedTuple):
@@ -178,19 +188,8 @@ class Kept:
                 path.unlink(missing_ok=True)
 
 
-def bounds(model: VAE, images: Tensor, num_samples: int = 128, seed: int = 0, **options) -> Bounds:
-    """Means and standard errors of `bounds_of_images`, which says what it takes and raises."""
-    found = bounds_of_images(model, images, num_samples, seed, **options)
-    return _summary(found, num_samples)
-
-
-def _summary(found: ImageBounds, num_samples: int) -> Bounds:
-    (elbo, elbo_error), (nats, nats_error) = _mean_and_error(found.elbo), _mean_and_error(found.nats)
-    return Bounds(len(found.nats), num_samples, nats, nats_error, elbo, elbo_error, found.minutes)
-
-
 @torch.no_grad()
-def bounds_of_images(
+def bounds(
     model: VAE,
     images: Tensor,
     num_samples: int = 128,
@@ -199,7 +198,7 @@ def bounds_of_images(
     bfloat16: bool = False,
     kept: Kept | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> ImageBounds:
+) -> Bounds:
     """ELBO and importance-weighted bound of a model, in float32 unless `bfloat16` is asked for.
 
     Args:
@@ -252,7 +251,7 @@ def bounds_of_images(
     if progress is not None:
         progress(total, total)
     minutes = (spent + time.monotonic() - started) / 60
-    return ImageBounds(*_combine(values, len(images), num_samples), round(minutes, 2))
+    return Bounds(*_combine(values, len(images), num_samples), num_samples, round(minutes, 2))
 
 
 def _bound(model: VAE, images: Tensor, units: list[_Unit], seed: int) -> list[float]:
@@ -305,12 +304,6 @@ def _noise(unit: _Unit, like: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed_of(seed, unit.bound, unit.first, unit.block))
     shape = (unit.images, like.shape[-1])
     return torch.cat([torch.randn(shape, dtype=like.dtype, generator=generator) for _ in range(unit.samples)])
-
-
-def _mean_and_error(values: Tensor) -> tuple[float, float]:
-    """The mean of values `(N,)` and its standard error."""
-    values = values.double()
-    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
 
 
 def choose(images: Tensor, limit: int | None, seed: int = 0) -> Tensor:
@@ -389,37 +382,46 @@ def evaluate(
         "precision": "bfloat16 autocast" if bfloat16 else "float32",
         "units": [UNIT, ELBO_IMAGES],
     }
-    kept = []
-    if out is not None:
-        identities = [{"weights": _digest(model.state_dict().values())} | common for model in models]
-        paths = (f"{os.fspath(out)}{middle}.part.safetensors" for middle in ("", ".against"))
-        kept = [Kept(path, identity) for path, identity in itertools.zip_longest(paths, identities, fillvalue={})]
-    if overwrite:
-        for each in kept:
-            each.remove()
-    for each in kept[: len(models)]:
-        each.load()  # of another evaluation? better known now than after hours
+    identities = [{"weights": _digest(model.state_dict().values())} | common for model in models]
+    kept = [] if out is None else _kept_beside(out, identities, overwrite)
     found = []
-    for model in models:
-        measured = bounds_of_images(
+    for number, model in enumerate(models):
+        measured = bounds(
             model.to(device),
             images,
             num_samples,
             seed,
             bfloat16=bfloat16,
-            kept=kept[len(found)] if kept else None,
-            progress=progress and _as_part(progress, len(found), len(models)),
+            kept=kept[number] if kept else None,
+            progress=progress and _as_part(progress, number, len(models)),
         )
         found.append(measured)
     evaluation = {"machine": hardware.machine(device), "precision": common["precision"], "seed": seed}
-    result = _record(folders[0], models[0], _summary(found[0], num_samples), evaluation)
+    result = _record(folders[0], models[0], found[0], evaluation)
     if against is not None:
-        result["against"] = {"name": folders[1].resolve().name} | _differences(*found, num_samples)
+        result["against"] = {"name": folders[1].resolve().name} | _differences(*found)
     if out is not None:
         files.write_json(out, result)
     for each in kept:
         each.remove()
     return result
+
+
+def _kept_beside(out: str | os.PathLike, identities: list[dict], overwrite: bool) -> list[Kept]:
+    """Where the evaluations of a model and of another one are kept; both, also where there is one model only.
+
+    So the second file, which an earlier comparison may have left, is removed at the end as well.
+
+    Raises:
+        ValueError: if one is of another evaluation. That is better known before the work than after hours.
+    """
+    paths = (f"{os.fspath(out)}{middle}.part.safetensors" for middle in ("", ".against"))
+    kept = [Kept(path, identity) for path, identity in itertools.zip_longest(paths, identities, fillvalue={})]
+    for each in kept if overwrite else ():
+        each.remove()
+    for each in kept[: len(identities)]:
+        each.load()
+    return kept
 
 
 def _as_part(progress: Callable[[int, int], None], before: int, parts: int) -> Callable[[int, int], None]:
@@ -430,18 +432,17 @@ def _as_part(progress: Callable[[int, int], None], before: int, parts: int) -> C
 def _record(folder: Path, model: VAE, measured: Bounds, evaluation: dict) -> dict:
     """What a file of `results/` holds about weights in a folder."""
     config = pretrained.read_config(folder)
-    bounds = vars(measured).copy()
-    minutes = bounds.pop("minutes")
+    figures = ("images", "num_samples", "nats", "standard_error", "elbo", "elbo_standard_error")
     return {
         "name": folder.resolve().name,
         "model": ModelConfig(**config["model"]).decoder,
         "data": config["training"]["data"],
         "split": "test",
-        **bounds,
+        **{figure: getattr(measured, figure) for figure in figures},
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()},
         **config["run"],  # of the training: updates, images seen, minutes, hardware, commit
         "date": datetime.date.today().isoformat(),
-        "evaluation": {"minutes": minutes, **evaluation},
+        "evaluation": {"minutes": measured.minutes, **evaluation},
         "config": {"model": config["model"], "training": config["training"]},
     }
 
@@ -454,19 +455,17 @@ def _data_of(folder: Path) -> str:
     return config["training"]["data"]
 
 
-def _differences(ours: ImageBounds, theirs: ImageBounds, num_samples: int) -> dict[str, float]:
+def _differences(ours: Bounds, theirs: Bounds) -> dict[str, float]:
     """The other model's figures, and by how much ours are higher on the same images, with standard errors."""
-    other = _summary(theirs, num_samples)
-    more, error = _mean_and_error(ours.nats - theirs.nats)
-    elbo_more, elbo_error = _mean_and_error(ours.elbo - theirs.elbo)
+    more = Bounds(ours.elbos - theirs.elbos, ours.iwaes - theirs.iwaes, ours.num_samples, theirs.minutes)
     return {
-        "nats": other.nats,
-        "elbo": other.elbo,
-        "difference": more,
-        "difference_standard_error": error,
-        "elbo_difference": elbo_more,
-        "elbo_difference_standard_error": elbo_error,
-        "minutes": other.minutes,
+        "nats": theirs.nats,
+        "elbo": theirs.elbo,
+        "difference": more.nats,
+        "difference_standard_error": more.standard_error,
+        "elbo_difference": more.elbo,
+        "elbo_difference_standard_error": more.elbo_standard_error,
+        "minutes": theirs.minutes,
     }
 
 

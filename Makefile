@@ -12,7 +12,7 @@ book: $(ENVIRONMENT)
 	$(VENV)/bin/python scripts/build_book.py
 
 test: $(ENVIRONMENT)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(ENVIRONMENT)
 	$(VENV)/bin/ruff check .

@@ -1,5 +1,12 @@
 """Settings for every test."""
 
+import os
+
+# Workers of pytest-xdist share the cores, and so do the programs and kernels that they start. It has to be said before
+# torch is imported: more threads than cores wait for each other most of the time.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // int(workers))))
+
 import matplotlib
 from hypothesis import settings
 from live_pages import browser, folder, npm, opened  # noqa: F401 - fixtures

@@ -295,6 +295,47 @@ def test_what_is_kept_of_another_comparison_is_refused_at_once_and_is_gone_later
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
+@pytest.fixture(scope="module")
+def other_prior(weights, tmp_path_factory):
+    """The folder of the same encoder and decoder with a learned prior."""
+    torch.manual_seed(2)
+    folder, config = tmp_path_factory.mktemp("prior"), pretrained.read_config(pretrained.find(weights))
+    with_prior = replace(CONFIG, components=3)
+    model = build(with_prior)
+    for parameter in model.prior.parameters():
+        torch.nn.init.normal_(parameter)
+    model.load_state_dict(model.state_dict() | pretrained.load(weights).state_dict())
+    pretrained.save(model, with_prior, folder, training=config["training"], run=config["run"])
+    return str(folder)
+
+
+@pytest.mark.parametrize("cut", [None, 5, 30])
+def test_models_that_differ_in_their_prior_alone_share_what_is_decoded(
+    cut, weights, other_prior, tmp_path, monkeypatch
+):
+    alone = [evaluation.evaluate(folder, 64, 20) for folder in (other_prior, weights)]
+    sizes, decode, out = [], vnca.VAE.decode, tmp_path / "result.json"
+    if cut is not None:
+        with monkeypatch.context() as patch:
+            cut_after(patch, cut)  # of 22 units for each
+            with pytest.raises(KeyboardInterrupt):
+                evaluation.evaluate(other_prior, 64, 20, against=weights, out=out)
+    monkeypatch.setattr(vnca.VAE, "decode", lambda model, z: sizes.append(len(z)) or decode(model, z))
+    both = evaluation.evaluate(other_prior, 64, 20, against=weights, out=out)
+    assert [both["nats"], both["against"]["nats"]] == [each["nats"] for each in alone]
+    assert [both["elbo"], both["against"]["elbo"]] == [each["elbo"] for each in alone]
+    if cut is None:
+        assert sum(sizes) == 20 * 65, "each latent once"
+
+
+def test_models_with_other_steps_share_nothing(others, tmp_path):
+    config, model = pretrained.read_config(pretrained.find(others)), pretrained.load(others)
+    longer = replace(CONFIG, decoder_options={**CONFIG.decoder_options, "steps": 2})
+    pretrained.save(model, longer, tmp_path, training=config["training"], run=config["run"])
+    both, alone = evaluation.evaluate(str(tmp_path), 10, 20, against=others), evaluation.evaluate(others, 10, 20)
+    assert both["against"]["nats"] == alone["nats"] and both["nats"] != alone["nats"]
+
+
 def test_models_of_other_data_are_not_compared(weights, others, tmp_path):
     config = pretrained.read_config(pretrained.find(weights))
     pretrained.save(pretrained.load(others), CONFIG, tmp_path, training={"data": "mnist"}, run=config["run"])

@@ -13,8 +13,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -197,6 +197,7 @@ def bounds(
     *,
     bfloat16: bool = False,
     kept: Kept | None = None,
+    decoded: dict[tuple, Tensor] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Bounds:
     """ELBO and importance-weighted bound of a model, in float32 unless `bfloat16` is asked for.
@@ -208,6 +209,8 @@ def bounds(
         seed: of all noise. It is drawn on the CPU, so that a GPU gets the same.
         bfloat16: multiply in bfloat16.
         kept: where to keep what is done, and to go on from.
+        decoded: log p(x | z) of groups of units, taken from here where it is there, else computed and put here. So a
+            second model with the same encoder and decoder, whose prior alone differs, need not decode again.
         progress: called at the start and after each group of units with the number of samples done and of all
             samples.
 
@@ -240,7 +243,7 @@ def bounds(
                 while group := list(itertools.islice(same, at_once)):
                     if progress is not None:
                         progress(done, total)
-                    values.extend(_bound(model, images, group, seed))
+                    values.extend(_bound(model, images, group, seed, decoded))
                     done += sum(unit.size for unit in group)
                     if kept is not None and time.monotonic() - saved > SAVE_SECONDS:
                         kept.save(values, spent + time.monotonic() - started)
@@ -254,7 +257,9 @@ def bounds(
     return Bounds(*_combine(values, len(images), num_samples), num_samples, round(minutes, 2))
 
 
-def _bound(model: VAE, images: Tensor, units: list[_Unit], seed: int) -> list[float]:
+def _bound(
+    model: VAE, images: Tensor, units: list[_Unit], seed: int, decoded: dict[tuple, Tensor] | None
+) -> list[float]:
     """The values of some units in order: those of `elbo` or `iwae` for each, up to rounding.
 
     Args:
@@ -262,8 +267,9 @@ def _bound(model: VAE, images: Tensor, units: list[_Unit], seed: int) -> list[fl
         images: all images, `(N, 1, 28, 28)`.
         units: consecutive units of one bound.
         seed: of all noise.
+        decoded: as for `bounds`.
     """
-    log_weights = _log_weights(model, images, units, seed).cpu()  # all at once, because this waits for a GPU
+    log_weights = _log_weights(model, images, units, seed, decoded).cpu()  # all at once, because this waits for a GPU
     values = []
     for unit, part in zip(units, log_weights.split([unit.size for unit in units]), strict=True):
         part = part.view(unit.samples, unit.images)
@@ -271,7 +277,9 @@ def _bound(model: VAE, images: Tensor, units: list[_Unit], seed: int) -> list[fl
     return values
 
 
-def _log_weights(model: VAE, images: Tensor, units: list[_Unit], seed: int) -> Tensor:
+def _log_weights(
+    model: VAE, images: Tensor, units: list[_Unit], seed: int, decoded: dict[tuple, Tensor] | None
+) -> Tensor:
     """log p(x, z) / q(z | x) of all samples of consecutive units, decoded together: `(M,)`, unit after unit.
 
     Where the bound is the ELBO, log q(z | x) / p(z) is replaced by the divergence, as in `elbo`.
@@ -284,16 +292,21 @@ def _log_weights(model: VAE, images: Tensor, units: list[_Unit], seed: int) -> T
     owners = torch.cat([torch.arange(unit.first, unit.last).repeat(unit.samples) for unit in units]) - first  # (M,)
     at_once = max(1, chunk_size // units[0].images) * units[0].images  # the chunks of a unit are those of `iwae`
     chunks = [len(chunk) for part in owners.split(at_once) for chunk in part.split(chunk_size)]
-    log_weights = []
+    known = None if decoded is None else decoded.get(tuple(units))
+    log_likelihoods, divergences = [], []
     for owner, eps in zip(owners.to(device).split(chunks), noise.split(chunks), strict=True):
         q = Normal(posterior.mean[owner], posterior.stddev[owner], validate_args=False)
         z = q.mean + q.stddev * eps  # (M', D)
         if units[0].bound == "elbo":
-            divergence = model.prior.divergence(q, z)  # (M',)
+            divergences.append(model.prior.divergence(q, z))  # (M',)
         else:
-            divergence = q.log_prob(z).sum(dim=-1) - model.prior.log_prob(z)  # (M',)
-        log_weights.append(bernoulli_log_likelihood(model.decode(z), x[owner]) - divergence)
-    return torch.cat(log_weights)
+            divergences.append(q.log_prob(z).sum(dim=-1) - model.prior.log_prob(z))  # (M',)
+        if known is None:
+            log_likelihoods.append(bernoulli_log_likelihood(model.decode(z), x[owner]))  # (M',)
+    log_likelihood = torch.cat(log_likelihoods) if known is None else known.to(device)  # (M,)
+    if decoded is not None:
+        decoded[tuple(units)] = log_likelihood.cpu()
+    return log_likelihood - torch.cat(divergences)
 
 
 def _noise(unit: _Unit, like: Tensor, seed: int) -> Tensor:
@@ -344,7 +357,8 @@ def evaluate(
         seed: of the noise of the samples. The images of a limit do not depend on it.
         bfloat16: multiply in bfloat16. It takes half to two thirds of the time and changes the figures a little.
         against: other weights, to be evaluated on the same images. The difference of two models, image by image, is
-            much surer than their two standard errors suggest, because most of those is the images' own.
+            much surer than their two standard errors suggest, because most of those is the images' own. Where only
+            their priors differ, each latent is decoded once for both.
         out: a JSON file for the result. What is done is kept beside it until then, in a file of the same name with
             `.part.safetensors` added, and an evaluation that was cut goes on from there when it is called again.
             What is done of `against` is kept in a second one, `.against.part.safetensors`.
@@ -384,7 +398,7 @@ def evaluate(
     }
     identities = [{"weights": _digest(model.state_dict().values())} | common for model in models]
     kept = [] if out is None else _kept_beside(out, identities, overwrite)
-    found = []
+    found, decoded = [], {} if against is not None and _differ_in_prior_alone(folders, models) else None
     for number, model in enumerate(models):
         measured = bounds(
             model.to(device),
@@ -393,6 +407,7 @@ def evaluate(
             seed,
             bfloat16=bfloat16,
             kept=kept[number] if kept else None,
+            decoded=decoded,
             progress=progress and _as_part(progress, number, len(models)),
         )
         found.append(measured)
@@ -422,6 +437,17 @@ def _kept_beside(out: str | os.PathLike, identities: list[dict], overwrite: bool
     for each in kept[: len(identities)]:
         each.load()
     return kept
+
+
+def _differ_in_prior_alone(folders: Sequence[Path], models: Sequence[VAE]) -> bool:
+    """Whether models have the same encoder and decoder: settings and weights."""
+    configs = [ModelConfig(**pretrained.read_config(folder)["model"]) for folder in folders]
+    settings = [replace(config, components=0, correlated=0) for config in configs]
+    weights = [
+        _digest(weight for name, weight in model.state_dict().items() if not name.startswith("prior."))
+        for model in models
+    ]
+    return all(each == settings[0] for each in settings) and len(set(weights)) == 1
 
 
 def _as_part(progress: Callable[[int, int], None], before: int, parts: int) -> Callable[[int, int], None]:

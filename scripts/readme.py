@@ -35,7 +35,7 @@ NVAE = "[Vahdat and Kautz 2020](https://arxiv.org/abs/2007.03898)"
 BIVA = "[Maaløe et al. 2019](https://arxiv.org/abs/1902.02102)"
 PUBLISHED = [
     ("NVAE", "about −78", f"{NVAE}; pixels drawn anew for each look, more samples"),
-    ("BIVA", "about −78", f"{BIVA}, as listed by NVAE; its code reads the fixed draw; more samples"),
+    ("BIVA", "about −78", f"{BIVA}, as listed by NVAE; BIVA's own code reads the fixed draw; more samples"),
     ("doubling VNCA", "−84.15", REPRODUCTION),
     ("doubling VNCA", "−84.23", PAPER),
     ("convolutional VAE", "−84.64", REPRODUCTION),

@@ -141,10 +141,10 @@ class PersistentElbo(nn.Module):
     of 14 × 14 cells. Afterwards resumed states return to their places, and an eighth of the fresh ones replace others,
     drawn at random. While the pool fills up, a place may be drawn that is still empty: the sample is then fresh.
 
-    Five things differ from the released code of the VNCA paper.
+    Five things differ from the code of the VNCA paper's figure 9 (revision 4b2dc09 of its repository).
 
-    - There the grid has the 28 × 28 cells of the image, and each cell changes in a step with probability one half. Here
-      it has 32 × 32, as in the reproduction of Aillet & Sondén, and all cells change.
+    - There the grid has the 28 × 28 cells of the image, and each cell changes in a step with probability one half (in
+      later revisions all change). Here it has 32 × 32, as in the reproduction of Aillet & Sondén, and all cells change.
     - There an update draws a number of steps from the decoder's range and takes the likelihood after it. Here the
       likelihood is the mean over all numbers of the range: the same in expectation, without the noise of the draw.
       What is drawn is the number of steps after which the state goes into the pool.

@@ -27,6 +27,7 @@ from vnca.files import write_json
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "results" / "chapters.json"
 EXECUTE = "--execute"  # what the program tells itself, in the process of one chapter
+IN_WORDS = {"bfloat16 autocast": "fast in 16 bits", "float16 autocast": "fast in 16 bits", "float32": "32 bits only"}
 LINE = re.compile(r"^\*\*Time and memory\*\*:.*$", re.MULTILINE)
 
 
@@ -47,10 +48,13 @@ def opening_line(name: str) -> str:
     """The line on time and memory in the box at a chapter's head, the fastest machine first."""
     measured = json.loads(RESULT.read_text())[name]
     machines = sorted(measured, key=lambda machine: measured[machine]["seconds"])
-    taken = [
-        f"{measured[machine]['seconds'] / 60:.1f} minutes and {measured[machine]['gigabytes']:.1f} GB on {machine}"
-        for machine in machines
-    ]
+    taken = []
+    for machine in machines:
+        name, precision = machine.rsplit(", ", 1)
+        figures = measured[machine]
+        taken.append(
+            f"{figures['seconds'] / 60:.1f} minutes and {figures['gigabytes']:.1f} GB on {name} ({IN_WORDS[precision]})"
+        )
     return f"**Time and memory**: {'; '.join(taken)}."
 
 

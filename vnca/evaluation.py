@@ -443,11 +443,12 @@ def _differ_in_prior_alone(folders: Sequence[Path], models: Sequence[VAE]) -> bo
     """Whether models have the same encoder and decoder: settings and weights."""
     configs = [ModelConfig(**pretrained.read_config(folder)["model"]) for folder in folders]
     settings = [replace(config, components=0, correlated=0) for config in configs]
-    weights = [
-        _digest(weight for name, weight in model.state_dict().items() if not name.startswith("prior."))
-        for model in models
-    ]
-    return all(each == settings[0] for each in settings) and len(set(weights)) == 1
+    return all(each == settings[0] for each in settings) and len({_body(model) for model in models}) == 1
+
+
+def _body(model: VAE) -> str:
+    """What tells the weights of an encoder and a decoder from others, whatever the prior."""
+    return _digest(weight for name, weight in model.state_dict().items() if not name.startswith("prior."))
 
 
 def _as_part(progress: Callable[[int, int], None], before: int, parts: int) -> Callable[[int, int], None]:

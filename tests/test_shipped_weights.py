@@ -14,7 +14,7 @@ from vnca.arithmetic import multiply_adds
 
 DATA = Path(os.environ.get("VNCA_DATA", "nowhere"))
 IMAGES = 200
-SAMPLES = 16  # instead of the recorded 128: the bound is then lower by a nat or two, and eight times as fast
+SAMPLES = 16  # instead of the recorded 128: the bound is then lower, and eight times as fast
 LARGE = 1e9  # multiply-adds of a decoder, above which a fifth of the samples has to do, in bfloat16 where there is any
 DECODED = {}  # by encoder and decoder: what was decoded for weights with another prior
 

@@ -115,6 +115,17 @@ def running(page):
     return page
 
 
+def settled(page) -> str:
+    """The pictures, once all of them have stayed as they are for half a second."""
+    before = page.evaluate(INK)
+    for _ in range(40):
+        page.wait_for_timeout(500)
+        if (now := page.evaluate(INK)) == before:
+            return now
+        before = now
+    raise AssertionError("20 s, and the pictures still change")
+
+
 def change(page, before: str) -> str:
     """Waits until the pictures differ from earlier ones."""
     page.wait_for_function(f"before => {INK} !== before", arg=before, timeout=20_000)

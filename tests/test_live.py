@@ -17,7 +17,7 @@ import export_live
 import pytest
 import torch
 from chapters import ROOT
-from live_pages import FIGURES, INK, LIVE, PAGES, change, error, figure, middle, running, scripts, stir
+from live_pages import FIGURES, INK, LIVE, PAGES, change, error, figure, middle, running, scripts, settled, stir
 from test_built_book import DESKTOP, PHONE
 
 import live
@@ -315,9 +315,9 @@ def test_the_demo_by_touch_on_a_phone_in_the_dark(opened):
         const { data } = document.querySelector("canvas").getContext("2d").getImageData(0, 0, 32, 32);
         return data.reduce((total, value) => total + value) / data.length;
     }"""
-    page.wait_for_timeout(1500)  # on the first grids there is as much ink as paper
+    page.get_by_label("Steps").fill("120")  # on the first grids there is as much ink as paper
+    page.wait_for_function("document.querySelector('.live-readout').textContent.includes('at rest')", timeout=60_000)
     page.get_by_role("button", name="Pause").tap()
-    page.wait_for_function("document.querySelector('.live-readout').textContent.includes('paused')")
     light = page.evaluate(brightness)
     page.evaluate("document.documentElement.dataset.theme = 'dark'")
     dark = page.evaluate(brightness)
@@ -372,10 +372,7 @@ def test_a_demo_reacts_and_sleeps_in_a_hidden_tab_and_out_of_sight(opened, demo)
 @every_demo
 def test_nothing_moves_by_itself_where_motion_is_unwelcome(opened, demo):
     page = running(opened(figure(demo), reduced_motion="reduce"))
-    page.wait_for_timeout(1500)  # until all pictures are there
-    before = page.evaluate(INK)
-    page.wait_for_timeout(500)
-    assert page.evaluate(INK) == before
+    before = settled(page)
     play = page.get_by_role("button", name="Play", exact=True)
     if play.count():
         play.click()

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from live_pages import FIGURES, INK, change, figure, running, scripts
+from live_pages import FIGURES, INK, change, figure, running, scripts, settled
 from torch.distributions import Normal
 
 import vnca
@@ -19,6 +19,11 @@ LOAD = f"""
     const encoder = await vncaLive.Encoder.load("{NAME}-encoder");
     const inpainter = new vncaLive.Inpainter(engine, encoder, new vncaLive.Random(4));
 """
+PIXELS = """(index) => {
+    const canvas = document.querySelectorAll("canvas")[index];
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    return [...data].filter((_, i) => i % 4 < 3);
+}"""
 
 
 @pytest.fixture
@@ -37,8 +42,12 @@ def still(opened):
 
 def pixels(page, index: int) -> list[int]:
     """The red, green and blue of a screen's pixels."""
-    read = "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].filter((_, i) => i % 4 < 3)"
-    return page.locator("canvas").nth(index).evaluate(read)
+    return page.evaluate(f"({PIXELS})({index})")
+
+
+def redrawn(page, index: int, before: list[int]) -> None:
+    """Waits until a screen shows something else."""
+    page.wait_for_function(f"before => ({PIXELS})({index}).join() !== before.join()", arg=before)
 
 
 def digit(seed: int = 0) -> torch.Tensor:
@@ -157,17 +166,12 @@ def test_drawing_by_mouse_and_by_keyboard(still):
     still.mouse.down()
     still.mouse.move(box["x"] + 120, box["y"] + 300, steps=5)
     still.mouse.up()
-    still.wait_for_function(
-        "before => [...document.querySelectorAll('canvas')[1].getContext('2d').getImageData(0, 0, 28, 28).data]"
-        ".filter((_, i) => i % 4 < 3).join() !== before.join()",
-        arg=before,
-    )
+    redrawn(still, 1, before)
     still.locator("canvas").first.focus()
     before = pixels(still, 0)
     still.keyboard.press("ArrowLeft")
     still.keyboard.press("Enter")
-    still.wait_for_timeout(100)  # the next frame draws
-    assert pixels(still, 0) != before
+    redrawn(still, 0, before)
     assert not still.problems
 
 
@@ -183,7 +187,7 @@ def test_observed_pixels_stay_in_every_picture(still):
 
 
 def test_every_knob_changes_the_pictures(still):
-    still.wait_for_timeout(300)
+    settled(still)
     for label, value in (
         ("Row", 4),
         ("Column", 12),

@@ -5,7 +5,7 @@ import re
 import export_live
 import pytest
 import torch
-from live_pages import INK, change, error, figure, middle, running, scripts
+from live_pages import INK, change, error, figure, middle, running, scripts, settled
 from test_built_book import PHONE
 
 import vnca
@@ -76,14 +76,6 @@ def test_the_numbers_that_change_most_come_first_and_silent_ones_are_left_out():
     numbers, pixels = zip(*export.telling_latents(decoder), strict=True)
     assert numbers == (2, 0)
     assert pixels[0] > pixels[1] >= 0
-
-
-def settled(page) -> None:
-    """Waits until all pictures of the pad are drawn."""
-    before = None
-    while (now := page.evaluate(INK)) != before:
-        before = now
-        page.wait_for_timeout(300)
 
 
 def latents(page) -> tuple[float, float]:

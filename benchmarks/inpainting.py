@@ -6,18 +6,14 @@ For shipped weights or the folders of runs; without names the baselines alone. E
 `results/inpainting.json`, written as soon as it is measured. A call that was cut goes on when it is repeated, and rows
 that are there already are kept as long as weights, images and settings are the same.
 
-A row holds three means over images, each with its standard error:
-
-- `nats_per_pixel`: log p(x_m | x_o) over the number of missing pixels. For a model it is log p(x) - log p(x_o), both
-  estimated by `vnca.evidence.evidence`; `bounds` says between what it lies.
-- `squared_error`: mean over missing pixels of the squared difference between the image and its mean completion p.
-- `expected_error`: mean over missing pixels of p (1 - p). It is what the squared error would be if pixels were white as
-  often as p says; where the squared error is larger, the prediction is too sure of itself.
+A row holds `nats_per_pixel`: log p(x_m | x_o) over the number of missing pixels, its mean over images and the mean's
+standard error. For a model it is log p(x) - log p(x_o), both estimated by `vnca.evidence.evidence`; `bounds` says
+between what it lies.
 
 The baselines predict each missing pixel independently of the others. `pixel mean` takes its mean over the training
 images. `neighbors` takes its mean over the k training images nearest to the observed pixels (Hamming distance), mixed
 with the pixel mean; k and the share of the latter are those of the highest likelihood on validation images, chosen for
-each mask, and `settings` names them.
+each mask, and `settings` names them. How far completions are from the images is measured by `completions.py`.
 """
 
 import argparse
@@ -27,7 +23,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,15 +40,16 @@ RESULT = Path(__file__).resolve().parent.parent / "results" / "inpainting.json"
 DATA = "binarized-mnist"
 SEED = 0
 BATCH = inpainting.GROUP  # images between two writes of what is kept
-CHAINS = 4  # of each image, for the upper bounds and the mean completions
+CHAINS = 4  # of each image, for the upper bounds
 ITERATIONS = 16  # of each chain
 
+VALID = 500  # validation images on which a baseline is chosen
 NEIGHBORS = (1, 2, 4, 8, 16, 32, 64, 128)
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.4)  # of the pixel mean in the prediction of the neighbors
 
 
 class Table:
-    """The rows of the result file, each written as soon as it is there."""
+    """The rows of a result file, each written as soon as it is there."""
 
     def __init__(self, path: Path, x: Tensor):
         self.path = path
@@ -67,11 +64,17 @@ class Table:
         self.rows = [other for other in self.rows if (other["model"], other["mask"]) != (row["model"], row["mask"])]
         self.rows.append(row)
         files.write_json(self.path, {**self.head, "rows": self.rows})
-        print(
-            f"{row['model']}, {row['mask']}: {row['nats_per_pixel'][0]:.4f} ± {row['nats_per_pixel'][1]:.4f} nats, "
-            f"squared error {row['squared_error'][0]:.4f} ± {row['squared_error'][1]:.4f} per missing pixel",
-            flush=True,
-        )
+        figures = [
+            f"{name.replace('_', ' ')} {value[0]:.4f} ± {value[1]:.4f}"
+            for name, value in row.items()
+            if isinstance(value, list)
+        ]
+        print(f"{row['model']}, {row['mask']}: {', '.join(figures)}", flush=True)
+
+    def kept(self, model: str, mask: str, identity: dict) -> evaluation.Kept:
+        """Where a measurement of that model leaves what it has so far."""
+        path = self.path.with_name(f"{self.path.name}.{model}.{mask.replace(' ', '-')}.part.safetensors")
+        return evaluation.Kept(path, {**identity, "mask": mask})
 
 
 def digest(*tensors: Tensor) -> str:
@@ -91,47 +94,40 @@ def hidden_by(mask: str, n: int) -> Tensor:
     return masks.center_square(n, 0) if mask == "none" else masks.MASKS[mask](n)
 
 
-def over_missing(values: Tensor, observed: Tensor) -> Tensor:
-    """Mean over the missing pixels, 0 where there are none: two `(N, 1, 28, 28)` -> `(N,)`."""
-    missing = ~observed.flatten(1)
-    return (values.flatten(1) * missing).sum(dim=1) / missing.sum(dim=1).clamp(min=1)
-
-
-def errors(prediction: Tensor, x: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-    """The squared error and the expected one: three `(N, 1, 28, 28)` -> `(N,)` each."""
-    spread = prediction * (1 - prediction)
-    return over_missing((prediction - x).square(), observed), over_missing(spread, observed)
-
-
 # ------------------------------------------------------------------------------------------------------- models
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What was measured on N images: `(N,)` each, but for the last.
+def load_model(name: str, x: Tensor) -> tuple[str, VAE, dict, dict]:
+    """Name, model and config of shipped weights or of the folder of a run, and what determines its figures on `x`."""
+    folder = pretrained.find(name)
+    config = pretrained.read_config(folder)
+    if config.get("training", {}).get("data") != DATA:
+        raise ValueError(f"{folder} was not trained on {DATA}, and so its figures compare with no other's here")
+    device = hardware.best_device()
+    model = pretrained.load(folder).to(device, memory_format=torch.channels_last)
+    identity = {
+        "weights": digest(*model.state_dict().values()),
+        "pixels": digest(x),
+        "chains": CHAINS,
+        "iterations": ITERATIONS,
+        "precision": "bfloat16 autocast" if hardware.has_bfloat16(device) else "float32",
+        "seed": SEED,
+    }
+    return folder.resolve().name, model, config, identity
 
-    Attributes:
-        log_likelihood: estimates of log p(x_o) in nats.
-        upper: upper bounds of log p(x_o) in nats.
-        squared_error, expected_error: of the mean completion, mean over missing pixels.
-        seconds: the time it took.
-    """
 
-    log_likelihood: Tensor
-    upper: Tensor
-    squared_error: Tensor
-    expected_error: Tensor
-    seconds: float
-
-
-FIGURES = 4  # of each image
+Ask = Callable[[Tensor, Tensor, int], Tensor]  # images, their masks, where the first of them stands -> (N, 2)
+FIGURES = 2  # of each image
 
 
 @torch.no_grad()
-def measure(model: VAE, x: Tensor, mask: str, num_samples: int, kept: evaluation.Kept, bar: tqdm) -> Measured:
-    """log p(x_o) and the error of the mean completion, batch by batch; goes on from what is kept."""
-    observed = hidden_by(mask, len(x))
-    device = next(model.parameters()).device
+def in_batches(ask: Ask, x: Tensor, mask: str, kept: evaluation.Kept, bar: tqdm) -> tuple[Tensor, float]:
+    """What `ask` says of images `(N, 1, 28, 28)`, batch by batch: `(2, N)` float64, and the seconds it took.
+
+    Goes on from what is kept. The noise of a batch is to depend on the mask and on the batch's place alone, so that a
+    measurement that was cut goes on as it would have.
+    """
+    observed, device = hidden_by(mask, len(x)), hardware.best_device()
     values, seconds = kept.load()
     bar.reset(len(x))
     for first in range(0, len(x), BATCH):
@@ -141,15 +137,32 @@ def measure(model: VAE, x: Tensor, mask: str, num_samples: int, kept: evaluation
         if len(values) > FIGURES * first:
             continue
         started = time.monotonic()
-        # Of the mask and the batch alone, so that a measurement that was cut goes on as it would have.
-        generator = torch.Generator().manual_seed(seed_of(SEED, mask, first))
         with hardware.autocast(device):
-            found = evidence.evidence(model, images, seen, num_samples, generator, chains=CHAINS, iterations=ITERATIONS)
-        rows = torch.stack([found.log_likelihood, found.upper, *errors(found.completion, images, seen)], dim=1)
-        values += rows.double().flatten().tolist()
+            values += ask(images, seen, first).double().flatten().tolist()
         seconds += time.monotonic() - started
         kept.save(values, seconds)
-    return Measured(*torch.tensor(values, dtype=torch.float64).view(-1, FIGURES).T, seconds)
+    return torch.tensor(values, dtype=torch.float64).view(-1, FIGURES).T, seconds
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Estimates and upper bounds of log p(x_o) of N images in nats, `(N,)` each, and the seconds they took."""
+
+    log_likelihood: Tensor
+    upper: Tensor
+    seconds: float
+
+
+def measure(model: VAE, x: Tensor, mask: str, num_samples: int, kept: evaluation.Kept, bar: tqdm) -> Measured:
+    """log p(x_o) of images `(N, 1, 28, 28)`."""
+
+    def ask(images: Tensor, seen: Tensor, first: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed_of(SEED, mask, first))
+        found = evidence.evidence(model, images, seen, num_samples, generator, chains=CHAINS, iterations=ITERATIONS)
+        return torch.stack([found.log_likelihood, found.upper], dim=1)
+
+    (log_likelihood, upper), seconds = in_batches(ask, x, mask, kept, bar)
+    return Measured(log_likelihood, upper, seconds)
 
 
 def row_of_model(whole: Measured, part: Measured, missing: Tensor) -> dict:
@@ -158,8 +171,6 @@ def row_of_model(whole: Measured, part: Measured, missing: Tensor) -> dict:
     middle = whole.log_likelihood - part.log_likelihood
     return {
         "nats_per_pixel": mean_and_error(middle / missing),
-        "squared_error": mean_and_error(part.squared_error),
-        "expected_error": mean_and_error(part.expected_error),
         "bounds": {"lower": mean_and_error(lower / missing), "upper": mean_and_error(upper / missing)},
         "minutes": round(part.seconds / 60, 2),
         "minutes_whole_images": round(whole.seconds / 60, 2),  # of log p(x), which all masks share
@@ -168,30 +179,15 @@ def row_of_model(whole: Measured, part: Measured, missing: Tensor) -> dict:
 
 def measure_model(name: str, x: Tensor, names: Sequence[str], num_samples: int, table: Table, overwrite: bool) -> None:
     """All rows of a model."""
-    folder = pretrained.find(name)
-    config = pretrained.read_config(folder)
-    if config.get("training", {}).get("data") != DATA:
-        raise ValueError(f"{folder} was not trained on {DATA}, and so its likelihoods compare with no other's here")
-    name, device = folder.resolve().name, hardware.best_device()
-    model = pretrained.load(folder).to(device, memory_format=torch.channels_last)
-    settings = {
-        "weights": digest(*model.state_dict().values()),
-        "pixels": digest(x),
-        "num_samples": num_samples,
-        "chains": CHAINS,
-        "iterations": ITERATIONS,
-        "precision": "bfloat16 autocast" if hardware.has_bfloat16(device) else "float32",
-        "seed": SEED,
-    }
-    wanted = [mask for mask in names if overwrite or not table.has(name, mask, settings)]
+    name, model, config, identity = load_model(name, x)
+    identity["num_samples"] = num_samples
+    wanted = [mask for mask in names if overwrite or not table.has(name, mask, identity)]
     if not wanted:
         return
-    kept = {}
-    for mask in ("none", *wanted):
-        path = table.path.with_name(f"{table.path.name}.{name}.{mask.replace(' ', '-')}.part.safetensors")
-        kept[mask] = evaluation.Kept(path, {**settings, "mask": mask})
-        if overwrite:
-            kept[mask].remove()
+    kept = {mask: table.kept(name, mask, identity) for mask in ("none", *wanted)}
+    if overwrite:
+        for part in kept.values():
+            part.remove()
     with tqdm(disable=None, unit=" images", leave=False) as bar:
         bar.set_description(f"{name}, whole images")
         whole = measure(model, x, "none", num_samples, kept["none"], bar)
@@ -199,13 +195,21 @@ def measure_model(name: str, x: Tensor, names: Sequence[str], num_samples: int, 
             bar.set_description(f"{name}, {mask}")
             part = measure(model, x, mask, num_samples, kept[mask], bar)
             row = row_of_model(whole, part, (~hidden_by(mask, len(x))).flatten(1).sum(dim=1))
-            about = {"model": name, "decoder": config["model"]["decoder"], "mask": mask, "identity": settings}
-            table.put({**about, **row, "machine": hardware.machine(device)})
+            about = {"model": name, "decoder": config["model"]["decoder"], "mask": mask, "identity": identity}
+            table.put({**about, **row, "machine": hardware.machine(hardware.best_device())})
             kept[mask].remove()
     kept["none"].remove()
 
 
 # ---------------------------------------------------------------------------------------------------- baselines
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A prediction of each missing pixel by itself: probabilities `(N, 784)`, and what was chosen for it."""
+
+    probability: Tensor
+    chosen: dict
 
 
 def independent(probability: Tensor, x: Tensor, observed: Tensor) -> Tensor:
@@ -230,45 +234,47 @@ def neighbor_means(x: Tensor, observed: Tensor, train: Tensor) -> dict[int, Tens
     return {k: torch.stack([train[row[:k]].mean(dim=0) for row in indices]) for k in NEIGHBORS}
 
 
+def pixel_mean(x: Tensor, train: Tensor) -> Baseline:
+    """How often a pixel is white in the training images `(M, 784)`, for each of the images `x`."""
+    average = (train.sum(dim=0) + 0.5) / (len(train) + 1)  # in (0, 1) also where all training images agree
+    return Baseline(average.expand(len(x), -1), {})
+
+
+def neighbors(x: Tensor, mask: str, train: Tensor, valid: Tensor) -> Baseline:
+    """The mean of the nearest training images `(M, 784)`; their number and the pixel mean's share suit `valid` best."""
+    seen_valid, average = hidden_by(mask, len(valid)), pixel_mean(x, train).probability[0]
+    means = neighbor_means(valid, seen_valid, train)
+    scores = {
+        (k, share): independent((1 - share) * means[k] + share * average, valid, seen_valid).mean().item()
+        for k, share in itertools.product(NEIGHBORS, SHARES)
+    }
+    k, share = max(scores, key=scores.get)
+    prediction = (1 - share) * neighbor_means(x, hidden_by(mask, len(x)), train)[k] + share * average
+    return Baseline(prediction, {"k": k, "share_of_pixel_mean": share})
+
+
 def measure_baselines(
     x: Tensor, train: Tensor, valid: Tensor, names: Sequence[str], table: Table, overwrite: bool
 ) -> None:
     """The rows of both baselines, chosen on `valid`, from training images `(M, 784)`."""
-    average = (train.sum(dim=0) + 0.5) / (len(train) + 1)  # in (0, 1) also where all training images agree
-    settings = {"pixels": digest(x), "train": digest(train), "valid": digest(valid)}
+    identity = {"pixels": digest(x), "train": digest(train), "valid": digest(valid)}
     for mask in names:
-        seen = hidden_by(mask, len(x))
-        if overwrite or not table.has("pixel mean", mask, settings):
-            put_baseline(table, "pixel mean", mask, settings, average.expand(len(x), -1), x, seen, {})
-        if not overwrite and table.has("neighbors", mask, settings):
-            continue
-        seen_valid = hidden_by(mask, len(valid))
-        means = neighbor_means(valid, seen_valid, train)
-        scores = {
-            (k, share): independent((1 - share) * means[k] + share * average, valid, seen_valid).mean().item()
-            for k, share in itertools.product(NEIGHBORS, SHARES)
-        }
-        k, share = max(scores, key=scores.get)
-        prediction = (1 - share) * neighbor_means(x, seen, train)[k] + share * average
-        put_baseline(table, "neighbors", mask, settings, prediction, x, seen, {"k": k, "share_of_pixel_mean": share})
+        for name, make in {
+            "pixel mean": lambda: pixel_mean(x, train),
+            "neighbors": lambda mask=mask: neighbors(x, mask, train, valid),
+        }.items():
+            if table.has(name, mask, identity) and not overwrite:
+                continue
+            found = make()
+            nats = mean_and_error(independent(found.probability, x, hidden_by(mask, len(x))))
+            about = {"model": name, "decoder": None, "mask": mask, "identity": identity}
+            table.put({**about, "nats_per_pixel": nats, "settings": found.chosen})
 
 
-def put_baseline(
-    table: Table, name: str, mask: str, identity: dict, probability: Tensor, x: Tensor, seen: Tensor, chosen: dict
-) -> None:
-    squared, expected = errors(probability.view_as(x), x, seen)
-    table.put(
-        {
-            "model": name,
-            "decoder": None,
-            "mask": mask,
-            "identity": identity,
-            "nats_per_pixel": mean_and_error(independent(probability, x, seen)),
-            "squared_error": mean_and_error(squared),
-            "expected_error": mean_and_error(expected),
-            "settings": chosen,
-        }
-    )
+def images(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Test images `(count, 1, 28, 28)` drawn at random, all training images `(M, 784)`, and some validation images."""
+    test, valid, train = (data.load(DATA, split).tensors[0] for split in ("test", "valid", "train"))
+    return evaluation.choose(test, count), train.flatten(1), evaluation.choose(valid, min(VALID, len(valid)))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -280,11 +286,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--overwrite", action="store_true", help="measure rows again that are there already")
     options = parser.parse_args(arguments)
-    test, valid, train = (data.load(DATA, split).tensors[0] for split in ("test", "valid", "train"))
-    x = evaluation.choose(test, options.images)
+    x, train, valid = images(options.images)
     table = Table(options.out, x)
-    valid = evaluation.choose(valid, options.images)
-    measure_baselines(x, train.flatten(1), valid, options.masks, table, options.overwrite)
+    measure_baselines(x, train, valid, options.masks, table, options.overwrite)
     for name in options.weights:
         measure_model(name, x, options.masks, options.num_samples, table, options.overwrite)
     return 0

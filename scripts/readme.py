@@ -269,18 +269,26 @@ def render_healing() -> str:
     return "\n".join([*lines, "", f"Means over {'; '.join(sorted(notes))}."])
 
 
-def render_inpainting() -> str:
-    """Nats and errors of missing pixels: one row for each model, one column for each mask."""
-    found = result("inpainting")
-    rows = {(row["model"], row["mask"]): row for row in found["rows"]}
-    masks = list(dict.fromkeys(mask for _, mask in rows))
+def by_mask(rows: list[dict], cell: Callable[[dict], str], rank: Callable[[dict], float]) -> list[str]:
+    """A table of rows of a model and a mask: a line for each model, the one of the lowest rank first."""
+    found = {(row["model"], row["mask"]): row for row in rows}
+    masks = list(dict.fromkeys(mask for _, mask in found))
+    models = sorted(dict.fromkeys(model for model, _ in found), key=lambda model: rank(found[model, masks[0]]))
+    lines = ["| | " + " | ".join(masks) + " |", "|---" * (len(masks) + 1) + "|"]
+    return lines + [
+        f"| `{model}` | " + " | ".join(cell(found[model, mask]) for mask in masks) + " |" for model in models
+    ]
 
-    def table(cell: Callable[[dict], str], best: Callable[[dict], float]) -> list[str]:
-        models = sorted(dict.fromkeys(model for model, _ in rows), key=lambda model: best(rows[model, masks[0]]))
-        lines = ["| | " + " | ".join(masks) + " |", "|---" * (len(masks) + 1) + "|"]
-        return lines + [
-            f"| `{model}` | " + " | ".join(cell(rows[model, mask]) for mask in masks) + " |" for model in models
-        ]
+
+def measured_with(rows: list[dict], *names: str) -> tuple:
+    """The settings of those names, which are the same for every model, or this fails; then the machines."""
+    (settings,) = {tuple(row["identity"][name] for name in names) for row in rows if row["decoder"]}
+    return *settings, "; ".join(sorted({row["machine"] for row in rows if "machine" in row}))
+
+
+def render_inpainting() -> str:
+    """Nats of missing pixels: one row for each model, one column for each mask."""
+    found = result("inpainting")
 
     def nats(row: dict) -> str:
         text = f"{signed(row['nats_per_pixel'][0], 3)} ± {row['nats_per_pixel'][1]:.3f}"
@@ -288,28 +296,47 @@ def render_inpainting() -> str:
             text += f" ({signed(row['bounds']['lower'][0], 3)} to {signed(row['bounds']['upper'][0], 3)})"
         return text
 
-    def squared(row: dict) -> str:
-        return f"{row['squared_error'][0]:.3f} ({row['expected_error'][0]:.3f})"
-
-    machines = sorted({row["machine"] for row in found["rows"] if "machine" in row})
-    settings = ("num_samples", "chains", "iterations", "precision")  # the same for every model, or this fails
-    ((samples, chains, iterations, precision),) = {
-        tuple(row["identity"][name] for name in settings) for row in found["rows"] if "bounds" in row
-    }
+    samples, chains, iterations, precision, machines = measured_with(
+        found["rows"], "num_samples", "chains", "iterations", "precision"
+    )
     return "\n".join(
         [
             "Log-likelihood of the missing pixels given the observed ones, nats per missing pixel, with the standard "
             "error over images and, for the models, the lower and the upper bound:",
             "",
-            *table(nats, lambda row: -row["nats_per_pixel"][0]),
-            "",
-            "Squared error of the mean completion, per missing pixel; in parentheses what it would be if pixels were "
-            "white exactly as often as the completion says:",
-            "",
-            *table(squared, lambda row: row["squared_error"][0]),
+            *by_mask(found["rows"], nats, lambda row: -row["nats_per_pixel"][0]),
             "",
             f"{found['images']} test images of `{found['data']}`, {samples} latents for each term, {chains} chains of "
-            f"{iterations} iterations for the mean completion; {'; '.join(machines)}, {precision}.",
+            f"{iterations} iterations for the upper bounds; {machines}, {precision}.",
+        ]
+    )
+
+
+def render_completions() -> str:
+    """Squared errors of mean completions: one row for each model, one column for each mask."""
+    found = result("completions")
+
+    def squared(row: dict) -> str:
+        return f"{row['squared_error'][0]:.3f} ± {row['squared_error'][1]:.3f} ({row['promised_error'][0]:.3f})"
+
+    def behind(row: dict) -> str:
+        return f"{signed(row['behind_neighbors'][0], 3)} ± {row['behind_neighbors'][1]:.3f}"
+
+    others = [row for row in found["rows"] if row["model"] != "neighbors"]
+    chains, iterations, precision, machines = measured_with(found["rows"], "chains", "iterations", "precision")
+    return "\n".join(
+        [
+            "Squared error of the mean completion, per missing pixel, with the standard error over images; in "
+            "parentheses what it would be if pixels were white exactly as often as the completion says:",
+            "",
+            *by_mask(found["rows"], squared, lambda row: row["squared_error"][0]),
+            "",
+            "The squared error less that of the neighbors on the same image; negative where the model is nearer:",
+            "",
+            *by_mask(others, behind, lambda row: row["behind_neighbors"][0]),
+            "",
+            f"{found['images']} test images of `{found['data']}`, two independent means of {chains} chains of "
+            f"{iterations} iterations each; {machines}, {precision}.",
         ]
     )
 
@@ -497,6 +524,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "results": render_results,
     "healing": lambda _: render_healing(),
     "inpainting": lambda _: render_inpainting(),
+    "completions": lambda _: render_completions(),
     "recipes": lambda _: render_recipes(),
     "scaling": lambda _: render_scaling(),
     "steps": lambda _: render_steps(),

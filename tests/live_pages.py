@@ -13,7 +13,7 @@ import pytest
 import torch
 from chapters import ROOT
 from chromium import find_browser, launch
-from test_built_book import DESKTOP, missing
+from test_built_book import DESKTOP, PATIENCE, missing
 
 LIVE = ROOT / "book" / "_static" / "live"
 INK = "[...document.querySelectorAll('canvas')].map((canvas) => canvas.toDataURL()).join()"
@@ -63,6 +63,7 @@ def opened(browser, folder):
         path = folder / "page.html"
         path.write_text(f'<!doctype html><html lang="en" data-theme="light"><meta charset="utf-8">{html}</html>')
         context = browser.new_context(**{"viewport": DESKTOP, **options})
+        context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
         page.problems = []
@@ -111,7 +112,7 @@ def figure(demo: str = "grow") -> str:
 
 def running(page):
     """The page, once its demo runs."""
-    page.wait_for_selector("[data-state='running'] canvas", timeout=20_000)
+    page.wait_for_selector("[data-state='running'] canvas")
     return page
 
 
@@ -128,7 +129,7 @@ def settled(page) -> str:
 
 def change(page, before: str) -> str:
     """Waits until the pictures differ from earlier ones."""
-    page.wait_for_function(f"before => {INK} !== before", arg=before, timeout=20_000)
+    page.wait_for_function(f"before => {INK} !== before", arg=before)
     return page.evaluate(INK)
 
 

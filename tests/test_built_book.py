@@ -18,6 +18,7 @@ BUILT = ROOT / "_build" / "html"
 LARGEST_OUTPUT = 300_000
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
+PATIENCE = 90_000  # ms; a machine that is busy takes long for what a reader does not wait for
 PAGES = [f"{page}.html" for page in (*readme.pages(), "genindex", "search")]
 
 
@@ -57,6 +58,7 @@ def address(request, book):
 def opened(request, browser, address):
     """A page that has loaded, and everything that went wrong while it did; several tests look at it."""
     page = browser.new_page(viewport=DESKTOP, color_scheme="light")
+    page.set_default_timeout(PATIENCE)
     page.problems = []
     inside = (address, "data:", "blob:")
     page.on("request", lambda r: None if r.url.startswith(inside) else page.problems.append(f"asked for {r.url}"))

@@ -1,11 +1,9 @@
 """Inpainting: against models whose conditional distribution is known, at its limits, and what it refuses."""
 
-import json
 import math
 import re
 from dataclasses import dataclass
 
-import inpainting as benchmark
 import numpy as np
 import pytest
 import torch
@@ -578,107 +576,3 @@ def test_a_picture_too_large_to_be_meant_is_refused(tmp_path, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(ValueError, match="cannot be read as a PNG file"):
             read_png(tmp_path / "picture.png")
-
-
-# ---------------------------------------------------------------------------------------------------- the benchmark
-
-
-@pytest.fixture
-def bench(tmp_path, model, monkeypatch):
-    """Runs the benchmark on few small images in a folder of its own; returns the rows of its table."""
-    config = vnca.ModelConfig("doubling", 4, 2, {"hidden": 4, "steps": 1})
-    pretrained.save(model, config, tmp_path / "run", training={"data": "binarized-mnist"})
-    stripes = (torch.arange(784) % 7 < 3).float().view(1, 1, 28, 28)
-    noisy = (stripes - (torch.rand(300, 1, 28, 28, generator=seeded(9)) < 0.1).float()).abs()
-    parts = dict(zip(("train", "valid", "test"), noisy.split([200, 50, 50]), strict=True))
-
-    def load(name, split):
-        return vnca.data.ImageDataset(name, split, parts[split], torch.full((len(parts[split]),), -1))
-
-    monkeypatch.setattr(benchmark.data, "load", load)
-    monkeypatch.setattr(benchmark, "BATCH", 2)
-
-    def run(*more, out="table.json"):
-        sizes = ["--images", "5", "--num-samples", "6", "--masks", "left half", "stroke"]
-        assert benchmark.main([str(tmp_path / "run"), *sizes, "--out", str(tmp_path / out), *more]) == 0
-        return json.loads((tmp_path / out).read_text())["rows"]
-
-    run.folder = tmp_path
-    return run
-
-
-def without_dates(rows):
-    keys = ("date", "commit", "machine", "minutes", "minutes_whole_images")
-    return [{key: value for key, value in row.items() if key not in keys} for row in rows]
-
-
-def test_the_benchmark_writes_a_row_for_each_model_and_mask(bench):
-    rows = {(row["model"], row["mask"]): row for row in bench()}
-    assert set(rows) == {(m, mask) for m in ("pixel mean", "neighbors", "run") for mask in ("left half", "stroke")}
-    for row in rows.values():
-        assert row["nats_per_pixel"][0] < 0 < row["nats_per_pixel"][1] and 0 < row["squared_error"][0] < 1
-    # Stripes with a tenth of the pixels flipped: an entropy of 0.325 nats, a squared error of 0.09.
-    for baseline in ("pixel mean", "neighbors"):
-        assert rows[baseline, "left half"]["nats_per_pixel"][0] == pytest.approx(-0.325, abs=0.04)
-        assert rows[baseline, "left half"]["squared_error"][0] == pytest.approx(0.09, abs=0.02)
-        assert rows[baseline, "left half"]["expected_error"][0] == pytest.approx(0.09, abs=0.02)
-    bounds = rows["run", "left half"]["bounds"]
-    assert bounds["lower"][0] <= rows["run", "left half"]["nats_per_pixel"][0] <= bounds["upper"][0]
-    assert not list(bench.folder.glob("*.part*"))
-
-
-def test_a_row_is_made_of_both_likelihoods_and_their_bounds(bench, monkeypatch):
-    def ask(model, x, observed, num_samples, generator, *, chains, iterations):
-        seen = observed.flatten(1).sum(dim=1).float()
-        return evidence.Evidence(-seen, 2 - seen if chains else None, torch.full_like(x, 0.5))
-
-    monkeypatch.setattr(evidence, "evidence", ask)
-    for row in bench():
-        if row["model"] == "run":  # whole images have -784 nats, so each missing pixel has -1
-            assert row["nats_per_pixel"] == [pytest.approx(-1), pytest.approx(0, abs=1e-6)]
-            assert row["squared_error"][0] == pytest.approx(0.25)
-            missing = (~masks.MASKS[row["mask"]](5)).flatten(1).sum(dim=1)
-            width = (2 / missing).mean().item()
-            assert row["bounds"]["lower"][0] == pytest.approx(-1 - width)
-            assert row["bounds"]["upper"][0] == pytest.approx(-1 + width)
-            assert row["expected_error"][0] == pytest.approx(0.25)
-
-
-def test_a_benchmark_that_was_cut_goes_on_to_the_same_figures(bench, monkeypatch):
-    whole, ask, calls = bench(out="whole.json"), evidence.evidence, []
-
-    def cut_off(*arguments, **more):
-        calls.append(1)
-        if len(calls) == 5:  # in the middle of the first mask
-            raise KeyboardInterrupt
-        return ask(*arguments, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(evidence, "evidence", cut_off)
-        with pytest.raises(KeyboardInterrupt):
-            bench()
-    monkeypatch.setattr(evidence, "evidence", lambda *a, **more: calls.append(1) or ask(*a, **more))
-    assert without_dates(bench()) == without_dates(whole)
-    assert len(calls) == 1 + 9, "three batches for whole images and each mask, each once but for the one that was cut"
-    assert without_dates(bench()) == without_dates(whole) and len(calls) == 10, "what is there is not measured again"
-    bench("--overwrite")
-    assert len(calls) == 19
-
-
-def test_the_neighbors_are_those_with_the_fewest_differences():
-    train = (torch.rand(40, 784, generator=seeded()) < 0.5).float()
-    x, observed = train[7].view(1, 1, 28, 28), masks.left_half(1)
-    order = benchmark.nearest(x, observed, train, 3)[0]
-    distances = ((train != train[7]) & observed.flatten()).sum(dim=1)
-    assert order[0] == 7 and torch.equal(distances[order], distances.sort().values[:3])
-
-
-def test_a_model_of_other_data_is_not_compared(bench, capsys):
-    pretrained.save(
-        vnca.load(bench.folder / "run"),
-        vnca.ModelConfig("doubling", 4, 2, {"hidden": 4, "steps": 1}),
-        bench.folder / "run",
-        training={"data": "digits"},
-    )
-    with pytest.raises(ValueError, match="was not trained on binarized-mnist"):
-        bench()

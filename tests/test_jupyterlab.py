@@ -22,13 +22,12 @@ import pytest
 from chapters import ROOT
 from chromium import find_browser, launch
 from PIL import Image
-from test_built_book import missing
+from test_built_book import PATIENCE, missing
 
 from vnca.widgets import HOLE_COLOR
 
 CHAPTER = ROOT / "book" / "05-inpainting.ipynb"
-PATIENCE = 60_000  # ms, for a machine that is busy
-CHAPTER_PATIENCE = 900_000  # the chapter has more to compute than its panel
+CHAPTER_PATIENCE = 1_800_000  # ms: the chapter has more to compute than its panel
 
 # JupyterLab looks for news and for its own new versions, and would ask; here is no network and nobody to answer.
 SETTINGS = {
@@ -159,7 +158,7 @@ class Panel:
 
     def wait_for(self, text: str) -> None:
         """Until one of the pictures says that it shows this."""
-        self.page.locator(f".vnca-pictures img[alt*='{text}']").first.wait_for(timeout=PATIENCE)
+        self.page.locator(f".vnca-pictures img[alt*='{text}']").first.wait_for()
 
 
 def pixels(source: str) -> np.ndarray:

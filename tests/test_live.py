@@ -18,7 +18,7 @@ import pytest
 import torch
 from chapters import ROOT
 from live_pages import FIGURES, INK, LIVE, PAGES, change, error, figure, middle, running, scripts, settled, stir
-from test_built_book import DESKTOP, PHONE
+from test_built_book import DESKTOP, PATIENCE, PHONE
 
 import live
 import vnca
@@ -280,7 +280,7 @@ def test_the_demo_grows_by_itself_and_heals_what_is_wounded(opened):
     page.get_by_role("button", name="Start over").click()
     page.get_by_label("Steps").fill("120")
     assert page.get_by_label("Steps").get_attribute("aria-valuetext") == "120 a second"
-    page.wait_for_function("document.querySelector('.live-readout').textContent.includes('at rest')", timeout=60_000)
+    page.wait_for_function("document.querySelector('.live-readout').textContent.includes('at rest')")
     change(
         page,
         page.evaluate(f"() => {{ const now = {INK}; document.querySelectorAll('button')[1].click(); return now; }}"),
@@ -316,7 +316,7 @@ def test_the_demo_by_touch_on_a_phone_in_the_dark(opened):
         return data.reduce((total, value) => total + value) / data.length;
     }"""
     page.get_by_label("Steps").fill("120")  # on the first grids there is as much ink as paper
-    page.wait_for_function("document.querySelector('.live-readout').textContent.includes('at rest')", timeout=60_000)
+    page.wait_for_function("document.querySelector('.live-readout').textContent.includes('at rest')")
     page.get_by_role("button", name="Pause").tap()
     light = page.evaluate(brightness)
     page.evaluate("document.documentElement.dataset.theme = 'dark'")
@@ -547,6 +547,7 @@ def test_the_benchmark_measures_every_model_and_demo(browser, tmp_path):
 @every_demo
 def test_a_demo_runs_in_the_built_book(browser, npm, address, demo):
     page = browser.new_page(viewport=DESKTOP)
+    page.set_default_timeout(PATIENCE)
     problems = []
     inside = (address, "data:", "blob:")
     page.on("request", lambda r: None if r.url.startswith(inside) else problems.append(f"asked for {r.url}"))

@@ -1,5 +1,7 @@
 """The live figure of chapter 3: a growth to stop anywhere, and a seed with one cell changed."""
 
+import time
+
 import pytest
 import torch
 from live_pages import INK, change, error, figure, running, scripts
@@ -52,7 +54,7 @@ def test_the_growth_with_a_changed_cell_is_that_of_torch(opened, folder):
 def test_it_grows_once_and_stops(opened):
     page = running(opened(figure("growth")))
     page.wait_for_function("document.querySelector('.live-readout').textContent.includes('steps/s')")
-    page.get_by_role("button", name="Play", exact=True).wait_for(timeout=20_000)
+    page.get_by_role("button", name="Play", exact=True).wait_for()
     moment = page.get_by_label("Moment")
     assert moment.get_attribute("aria-valuetext") == "step 20 of 20, 32 × 32 cells"
     page.get_by_role("button", name="Play", exact=True).click()
@@ -97,8 +99,10 @@ def test_the_way_between_two_digits(still):
     ends = [screen(still, 0), screen(still, 1)]
     assert screen(still, 3) == ends[0]
     before = still.evaluate(INK)
+    started = time.monotonic()
     still.get_by_label("From a to b").fill("50")
     middle = change(still, before)
+    one = 1000 * (time.monotonic() - started)  # ms
     assert screen(still, 3) not in ends
     # Many wishes at once leave no backlog: the last one is what is shown soon after.
     still.evaluate(
@@ -112,7 +116,7 @@ def test_the_way_between_two_digits(still):
     )
     change(still, middle)
     still.wait_for_function(
-        "end => document.querySelectorAll('canvas')[3].toDataURL() === end", arg=ends[1], timeout=2_000
+        "end => document.querySelectorAll('canvas')[3].toDataURL() === end", arg=ends[1], timeout=1000 + 20 * one
     )
     still.get_by_role("button", name="New digits").click()
     still.wait_for_function("end => document.querySelectorAll('canvas')[1].toDataURL() !== end", arg=ends[1])

@@ -213,10 +213,9 @@ def test_every_knob_changes_the_pictures(still):
 def test_sampling_longer_counts_turns_and_comes_to_rest(still):
     still.get_by_role("button", name="Sample longer").click()
     still.wait_for_function(
-        "document.querySelector('.live-panel').textContent.includes('20 of 20 turns of Metropolis-within-Gibbs')",
-        timeout=30_000,
+        "document.querySelector('.live-panel').textContent.includes('20 of 20 turns of Metropolis-within-Gibbs')"
     )
-    still.wait_for_function("document.querySelector('.live-readout').textContent.includes('paused')", timeout=20_000)
+    still.wait_for_function("document.querySelector('.live-readout').textContent.includes('paused')")
     before = still.evaluate(INK)
     still.wait_for_timeout(400)
     assert still.evaluate(INK) == before

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_built_book import PATIENCE
 
 from vnca import player, plotting
 
@@ -181,6 +182,7 @@ def films(tmp_path, browser):
         path = tmp_path / "page.html"
         path.write_text("<!doctype html><html lang=en><meta charset=utf-8><title>Films</title>" + "\n".join(bodies))
         contexts.append(browser.new_context(**options))
+        contexts[-1].set_default_timeout(PATIENCE)
         page = contexts[-1].new_page()
         page.on("pageerror", lambda error: trouble.append(str(error)))
         page.on("console", lambda message: message.type == "error" and trouble.append(message.text))

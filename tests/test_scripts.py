@@ -287,26 +287,66 @@ def test_the_table_of_scaling_has_a_row_for_each_size(results, tmp_path):
     assert rows == ["| channels 32 … 512 | 1.68 | 2.00 | two cores |", "| batch 1 … 32 | −0.25 | 0.00 | two cores |"]
 
 
-def test_the_tables_of_inpainting_have_the_best_model_first_and_its_bounds(results, tmp_path):
-    def row(model, nats, **more):
-        figures = {"nats_per_pixel": [nats, 0.01], "squared_error": [-nats, 0.01], "expected_error": [0.125, 0.01]}
-        return {"model": model, "mask": "stroke", "identity": {}, **figures, **more}
+IDENTITY = {"num_samples": 9, "chains": 3, "iterations": 5, "precision": "float32"}
 
-    identity = {"num_samples": 9, "chains": 3, "iterations": 5, "precision": "float32"}
-    ours = {"bounds": {"lower": [-0.35, 0.01], "upper": [-0.25, 0.01]}, "identity": identity, "machine": "M"}
-    rows = [row("pixel mean", -0.5), row("ours", -0.3, **ours)]
-    found = {"rows": rows, "images": 5, "data": "digits"}
-    (tmp_path / "results" / "inpainting.json").write_text(json.dumps(found))
-    lines = [line for line in readme.render_inpainting().splitlines() if line.startswith("| `")]
-    assert lines == [
+
+def write_rows(folder, name, *rows):
+    rows = [{"mask": "stroke", "identity": {}, "decoder": None, **row} for row in rows]
+    (folder / "results" / f"{name}.json").write_text(json.dumps({"rows": rows, "images": 5, "data": "digits"}))
+
+
+def test_the_table_of_inpainting_has_the_best_model_first_and_its_bounds(results, tmp_path):
+    bounds = {"lower": [-0.35, 0.01], "upper": [-0.25, 0.01]}
+    ours = {"model": "ours", "decoder": "conv", "bounds": bounds, "identity": IDENTITY, "machine": "M"}
+    write_rows(
+        tmp_path,
+        "inpainting",
+        {"model": "pixel mean", "nats_per_pixel": [-0.5, 0.01]},
+        {"nats_per_pixel": [-0.3, 0.01], **ours},
+    )
+    lines = readme.render_inpainting().splitlines()
+    assert [line for line in lines if line.startswith("| `")] == [
         "| `ours` | −0.300 ± 0.010 (−0.350 to −0.250) |",
         "| `pixel mean` | −0.500 ± 0.010 |",
-        "| `ours` | 0.300 (0.125) |",
-        "| `pixel mean` | 0.500 (0.125) |",
     ]
-    last = readme.render_inpainting().splitlines()[-1]
-    assert last.startswith("5 test images of `digits`, 9 latents for each term, 3 chains of 5 iterations")
-    assert last.endswith("; M, float32.")
+    assert lines[-1].startswith("5 test images of `digits`, 9 latents for each term, 3 chains of 5 iterations")
+    assert lines[-1].endswith("; M, float32.")
+
+
+def test_the_tables_of_completions_have_errors_promises_and_how_far_behind(results, tmp_path):
+    def row(model, squared, promised, behind, **more):
+        figures = {"squared_error": squared, "promised_error": promised, "behind_neighbors": behind}
+        return {"model": model, **{name: [value, 0.01] for name, value in figures.items()}, **more}
+
+    ours = {"decoder": "conv", "identity": IDENTITY, "machine": "M"}
+    write_rows(
+        tmp_path,
+        "completions",
+        row("neighbors", 0.3, 0.25, 0),
+        row("pixel mean", 0.5, 0.5, 0.2),
+        row("ours", 0.125, 0.15, -0.175, **ours),
+    )
+    lines = readme.render_completions().splitlines()
+    assert [line for line in lines if line.startswith("| `")] == [
+        "| `ours` | 0.125 ± 0.010 (0.150) |",
+        "| `neighbors` | 0.300 ± 0.010 (0.250) |",
+        "| `pixel mean` | 0.500 ± 0.010 (0.500) |",
+        "| `ours` | −0.175 ± 0.010 |",
+        "| `pixel mean` | 0.200 ± 0.010 |",
+    ]
+    assert lines[-1] == (
+        "5 test images of `digits`, two independent means of 3 chains of 5 iterations each; M, float32."
+    )
+
+
+def test_figures_of_different_settings_are_not_put_into_one_table(results, tmp_path):
+    rows = [
+        {"model": str(chains), "decoder": "conv", "identity": {**IDENTITY, "chains": chains}, "machine": "M"}
+        for chains in (1, 2)
+    ]
+    write_rows(tmp_path, "completions", *rows)
+    with pytest.raises(ValueError, match="too many values"):
+        readme.render_completions()
 
 
 def test_a_notebook_is_filled_cell_by_cell_and_stays_a_notebook(results, tmp_path, monkeypatch):

@@ -19,7 +19,6 @@ estimates p and p' are made that share nothing but the image, and (p - x) (p' - 
 converged.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from inpainting import (
     images,
     in_batches,
     load_model,
+    make_parser,
     mean_and_error,
     neighbors,
     pixel_mean,
@@ -42,7 +42,7 @@ from inpainting import (
 from torch import Tensor
 from tqdm import tqdm
 
-from vnca import evidence, hardware, masks
+from vnca import evidence, hardware
 from vnca.seeds import seed_of
 from vnca.vae import VAE
 
@@ -108,7 +108,9 @@ def measure_model(
         kept.remove()
 
 
-def measure_baselines(x: Tensor, train: Tensor, valid: Tensor, names: Sequence[str], table: Table) -> dict[str, Tensor]:
+def measure_baselines(
+    x: Tensor, train: Tensor, valid: Tensor, names: Sequence[str], table: Table, overwrite: bool
+) -> dict[str, Tensor]:
     """The rows of both baselines; the errors `(2, N)` of the neighbors, by the mask."""
     identity = {"pixels": digest(x), "train": digest(train), "valid": digest(valid)}
     reference = {}
@@ -118,22 +120,18 @@ def measure_baselines(x: Tensor, train: Tensor, valid: Tensor, names: Sequence[s
             p = baseline.probability.view_as(x)
             values = errors(p, p, x, hidden_by(mask, len(x))).T
             reference.setdefault(mask, values)
+            if table.has(name, mask, identity) and not overwrite:
+                continue
             about = {"model": name, "decoder": None, "mask": mask, "identity": identity}
             table.put({**about, **row_of(values, reference[mask]), "settings": baseline.chosen})
     return reference
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("weights", nargs="*", help="names of shipped weights or folders of runs")
-    parser.add_argument("--masks", nargs="+", default=list(masks.MASKS), choices=list(masks.MASKS))
-    parser.add_argument("--images", type=int, default=128, help="test images, drawn at random (default: 128)")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--overwrite", action="store_true", help="measure models again that are there already")
-    options = parser.parse_args(arguments)
+    options = make_parser(__doc__, 128, RESULT).parse_args(arguments)
     x, train, valid = images(options.images)
     table = Table(options.out, x)
-    reference = measure_baselines(x, train, valid, options.masks, table)
+    reference = measure_baselines(x, train, valid, options.masks, table, options.overwrite)
     for name in options.weights:
         measure_model(name, x, reference, options.masks, table, options.overwrite)
     return 0

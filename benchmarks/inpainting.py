@@ -40,7 +40,7 @@ RESULT = Path(__file__).resolve().parent.parent / "results" / "inpainting.json"
 DATA = "binarized-mnist"
 SEED = 0
 BATCH = inpainting.GROUP  # images between two writes of what is kept
-CHAINS = 4  # of each image, for the upper bounds
+CHAINS = 4  # of each image, for the upper bounds, and for each mean completion of `completions.py`
 ITERATIONS = 16  # of each chain
 
 VALID = 500  # validation images on which a baseline is chosen
@@ -277,14 +277,20 @@ def images(count: int) -> tuple[Tensor, Tensor, Tensor]:
     return evaluation.choose(test, count), train.flatten(1), evaluation.choose(valid, min(VALID, len(valid)))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def make_parser(doc: str, count: int, out: Path) -> argparse.ArgumentParser:
+    """The options of a program with that docstring, which measures so many images unless told otherwise."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("weights", nargs="*", help="names of shipped weights or folders of runs")
     parser.add_argument("--masks", nargs="+", default=list(masks.MASKS), choices=list(masks.MASKS))
-    parser.add_argument("--images", type=int, default=500, help="test images, drawn at random (default: 500)")
-    parser.add_argument("--num-samples", type=int, default=64, help="latents an image for each term (default: 64)")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--images", type=int, default=count, help=f"test images, drawn at random (default: {count})")
+    parser.add_argument("--out", type=Path, default=out)
     parser.add_argument("--overwrite", action="store_true", help="measure rows again that are there already")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = make_parser(__doc__, 500, RESULT)
+    parser.add_argument("--num-samples", type=int, default=64, help="latents an image for each term (default: 64)")
     options = parser.parse_args(arguments)
     x, train, valid = images(options.images)
     table = Table(options.out, x)

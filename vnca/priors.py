@@ -7,6 +7,7 @@ posterior makes the second part smaller (Tomczak & Welling, "VAE with a VampPrio
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -67,15 +68,22 @@ class _Mixture(nn.Module):
         return torch.multinomial(shares, len(noise), replacement=True, generator=generator).to(noise.device)
 
     @torch.enable_grad()
-    def _maximize(self, mean: Tensor, scale: Tensor, updates: int, generator: torch.Generator) -> None:
-        """Go up the gradient of the mean log density of latents drawn from posteriors, `(N, D)` each."""
+    def _maximize(
+        self,
+        log_density: Callable[[Tensor], Tensor],
+        mean: Tensor,
+        scale: Tensor,
+        updates: int,
+        generator: torch.Generator,
+    ) -> None:
+        """Go up the gradient of the mean of `log_density`, at latents drawn from posteriors: `(N, D)` each."""
         optimizer = torch.optim.Adam(self.parameters(), FIT_RATE)
         for update in range(updates):
             optimizer.param_groups[0]["lr"] = FIT_RATE * (1 + math.cos(math.pi * update / updates)) / 2
             chosen = torch.randint(len(mean), (FIT_BATCH,), generator=generator)
             z = mean[chosen] + scale[chosen] * standard_normal((FIT_BATCH, mean.shape[1]), mean, generator)
             optimizer.zero_grad()
-            (-self.log_prob(z).mean()).backward()
+            (-log_density(z).mean()).backward()
             optimizer.step()
 
 
@@ -137,7 +145,7 @@ class MixturePrior(_Mixture):
             self.mean.copy_(_drawn(mean, len(self.mean), generator))
             self.log_scale.copy_(_spread(mean, scale).log().expand_as(self.log_scale))
             self.log_share.zero_()
-        self._maximize(mean, scale, FIT_UPDATES, generator)
+        self._maximize(self.log_prob, mean, scale, FIT_UPDATES, generator)
 
 
 class CorrelatedMixturePrior(_Mixture):
@@ -181,13 +189,18 @@ class CorrelatedMixturePrior(_Mixture):
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of latents: `(..., D)` -> `(...)` nats."""
         with torch.autocast(z.device.type, enabled=False):
-            used, roots = z.index_select(-1, self.used), self.roots()  # (..., A), (C, A, A)
-            center = (roots @ self.mean[..., None]).squeeze(-1)  # (C, A)
-            noise = (used @ roots.flatten(0, 1).T).unflatten(-1, center.shape) - center  # R (z - m): (..., C, A)
-            log_norm = self.log_scale.sum(dim=1) + 0.5 * math.log(2 * math.pi) * used.shape[-1]  # (C,)
-            parts = self.log_share.log_softmax(dim=0) - log_norm - 0.5 * noise.square().sum(dim=-1)  # (..., C)
+            used = z.index_select(-1, self.used)  # (..., A)
             normal = StandardNormal().log_prob
-            return parts.logsumexp(dim=-1) + normal(z) - normal(used)
+            return self._log_prob_of_used(used) + normal(z) - normal(used)
+
+    def _log_prob_of_used(self, used: Tensor) -> Tensor:
+        """Log density of the numbers that the components are about: `(..., A)` -> `(...)` nats."""
+        roots = self.roots()  # (C, A, A)
+        center = (roots @ self.mean[..., None]).squeeze(-1)  # (C, A)
+        noise = (used @ roots.flatten(0, 1).T).unflatten(-1, center.shape) - center  # R (z - m): (..., C, A)
+        log_norm = self.log_scale.sum(dim=1) + 0.5 * math.log(2 * math.pi) * used.shape[-1]  # (C,)
+        parts = self.log_share.log_softmax(dim=0) - log_norm - 0.5 * noise.square().sum(dim=-1)  # (..., C)
+        return parts.logsumexp(dim=-1)
 
     def draw(self, noise: Tensor, generator: torch.Generator | None) -> Tensor:
         """Latents `(n, D)` made of standard normal noise `(n, D)`, as `MixturePrior.draw` makes them."""
@@ -212,7 +225,8 @@ class CorrelatedMixturePrior(_Mixture):
             self.log_scale.copy_(_spread(mean, scale)[self.used].log().expand_as(self.log_scale))
             self.below.zero_()
             self.log_share.zero_()
-        self._maximize(mean, scale, 2 * FIT_UPDATES, generator)
+            mean, scale = mean[:, self.used], scale[:, self.used]  # the others have nothing to learn from
+        self._maximize(self._log_prob_of_used, mean, scale, 2 * FIT_UPDATES, generator)
 
 
 def _drawn(mean: Tensor, components: int, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors import safe_open
+from test_vae import RoughEncoder, exact  # noqa: F401 - a fixture
 
 import vnca
 from vnca import evaluation, files, pretrained
@@ -100,6 +101,27 @@ def test_figures_of_an_image_do_not_depend_on_the_number_of_images(model):
     nats = [evaluation.bounds(model, images[:count], 64).nats for count in (10, 20)]
     rest = [vnca.iwae(model, images[i : i + 1], 64, generator=generator(0, "iwae", i, 0)).item() for i in range(10, 20)]
     assert nats[1] == pytest.approx((10 * nats[0] + sum(rest)) / 20, rel=1e-6)
+
+
+def test_a_wider_proposal_takes_a_share_of_what_the_image_added():
+    posterior = torch.distributions.Normal(torch.tensor([[3.0, -1.0, 0.0]]), torch.tensor([[0.1, 0.5, 1.0]]))
+    found = evaluation.wider(posterior, 0.25)
+    assert torch.equal(found.mean, posterior.mean)
+    expected = torch.tensor([[(1 + 99 / 4) ** -0.5, (1 + 3 / 4) ** -0.5, 1.0]])
+    torch.testing.assert_close(found.stddev, expected)
+    assert torch.equal(evaluation.wider(posterior, 1.0).stddev, posterior.stddev)
+
+
+def test_wider_proposals_bring_the_bound_nearer_to_the_likelihood_where_posteriors_are_too_narrow(exact):  # noqa: F811
+    model, x, log_px = exact
+    narrow = vnca.VAE(RoughEncoder(model.decoder, 0.2), model.decoder, model.prior)
+    images = x.repeat(300, 1, 1, 1)  # to see the mean of the bound
+    plain, wide = (evaluation.bounds(narrow, images, 4, trust=trust) for trust in (1.0, 0.2))
+    assert torch.equal(plain.elbos, wide.elbos), "the ELBO is the posterior's own"
+    plain, wide = ((each.iwaes.view(300, 6) - log_px) for each in (plain, wide))
+    error = wide.std(dim=0) / 300**0.5
+    assert (wide.mean(dim=0) - plain.mean(dim=0) > 3 * error).all()
+    assert (wide.mean(dim=0) < 3 * error).all(), "it is still below"
 
 
 def test_few_latents_are_decoded_at_once_whatever_the_number_of_samples(model, monkeypatch):
@@ -192,17 +214,20 @@ def test_bad_input_is_named(model, weights):
         evaluation.bounds(model, torch.full((2, 1, 28, 28), 2.0))
     with pytest.raises(ValueError, match="num_samples is at least 1, not 0"):
         evaluation.bounds(model, torch.zeros(2, 1, 28, 28), 0)
+    for trust in (0.0, 1.5, math.nan):
+        with pytest.raises(ValueError, match=f"trust is above 0 and at most 1, not {trust}"):
+            evaluation.bounds(model, torch.zeros(2, 1, 28, 28), trust=trust)
     with pytest.raises(ValueError, match="seed is a whole number from 0 to 4294967295, not -1"):
         evaluation.evaluate(weights, seed=-1)
 
 
 def test_bfloat16_is_used_when_asked_for_and_recorded(weights, monkeypatch):
     monkeypatch.setattr(evaluation.hardware, "has_bfloat16", lambda device: True)
-    exact = evaluation.evaluate(weights, 4, 10)
+    full = evaluation.evaluate(weights, 4, 10)
     rough = evaluation.evaluate(weights, 4, 10, bfloat16=True)
-    assert exact["evaluation"]["precision"] == "float32"
+    assert full["evaluation"]["precision"] == "float32"
     assert rough["evaluation"]["precision"] == "bfloat16 autocast"
-    assert rough["nats"] != exact["nats"] and rough["nats"] == pytest.approx(exact["nats"], rel=1e-2)
+    assert rough["nats"] != full["nats"] and rough["nats"] == pytest.approx(full["nats"], rel=1e-2)
     monkeypatch.setattr(evaluation.hardware, "has_bfloat16", lambda device: False)
     with pytest.raises(ValueError, match="does not multiply in bfloat16"):
         evaluation.evaluate(weights, 4, 10, bfloat16=True)

@@ -34,15 +34,15 @@ class RoughEncoder(nn.Module):
 
     latent_size = 2
 
-    def __init__(self, decoder):
+    def __init__(self, decoder, scale=0.8):
         super().__init__()
-        self.decoder = decoder
+        self.decoder, self.scale = decoder, scale
 
     def forward(self, x):
         weight = self.decoder.weight
         precision = torch.eye(2, dtype=weight.dtype) + 0.25 * weight.T @ weight
         mean = torch.linalg.solve(precision, weight.T @ (x.double().flatten(1) - 0.5).T).T
-        return 0.7 * mean, torch.full_like(mean, math.log(0.8))
+        return 0.7 * mean, torch.full_like(mean, math.log(self.scale))
 
 
 @pytest.fixture(scope="module", params=["standard normal", "mixture"])

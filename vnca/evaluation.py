@@ -195,6 +195,7 @@ def bounds(
     num_samples: int = 128,
     seed: int = 0,
     *,
+    trust: float = 1.0,
     bfloat16: bool = False,
     kept: Kept | None = None,
     decoded: dict[tuple, Tensor] | None = None,
@@ -207,21 +208,25 @@ def bounds(
         images: `(N, 1, 28, 28)` in [0, 1], at least two; grey images should be binarized first.
         num_samples: importance samples an image.
         seed: of all noise. It is drawn on the CPU, so that a GPU gets the same.
+        trust: the importance-weighted bound draws from `wider(posterior, trust)`, the ELBO from the posterior itself.
         bfloat16: multiply in bfloat16.
         kept: where to keep what is done, and to go on from.
         decoded: log p(x | z) of groups of units, taken from here where it is there, else computed and put here. So a
-            second model with the same encoder and decoder, whose prior alone differs, need not decode again.
+            second model with the same encoder and decoder, whose prior alone differs, need not decode again. It needs
+            the same `seed` and `trust`.
         progress: called at the start and after each group of units with the number of samples done and of all
             samples.
 
     Raises:
         ValueError: if there are fewer than two images, they have another shape or pixels outside [0, 1],
-            `num_samples` is below 1, or `kept` does not fit.
+            `num_samples` is below 1, `trust` is not in (0, 1], or `kept` does not fit.
     """
     if len(images) < 2:
         raise ValueError(f"a mean with a standard error needs at least 2 images, not {len(images)}")
     if num_samples < 1:
         raise ValueError(f"num_samples is at least 1, not {num_samples}")
+    if not 0 < trust <= 1:
+        raise ValueError(f"trust is above 0 and at most 1, not {trust}")
     require_pixels(images)
     model.eval().to(memory_format=torch.channels_last)  # the same numbers, in less time
     device = next(model.parameters()).device
@@ -243,7 +248,7 @@ def bounds(
                 while group := list(itertools.islice(same, at_once)):
                     if progress is not None:
                         progress(done, total)
-                    values.extend(_bound(model, images, group, seed, decoded))
+                    values.extend(_bound(model, images, group, seed, trust, decoded))
                     done += sum(unit.size for unit in group)
                     if kept is not None and time.monotonic() - saved > SAVE_SECONDS:
                         kept.save(values, spent + time.monotonic() - started)
@@ -257,8 +262,26 @@ def bounds(
     return Bounds(*_combine(values, len(images), num_samples), num_samples, round(minutes, 2))
 
 
+def wider(posterior: Normal, trust: float) -> Normal:
+    """A proposal for importance samples: the posterior, of which what it knows about the image counts less.
+
+    Where the posterior of a number of the latent has the scale s, the image has added 1/s² - 1 to the precision 1 of a
+    standard normal. The proposal gets `trust` of that. So numbers that say much about the image become wider, by up to
+    `trust ** -0.5`, and unused ones stay as they are. An encoder that maximizes the ELBO has good reason to be narrow:
+    where z ~ q is unlikely, the ELBO pays in full. The bound of many samples pays for what is never drawn.
+
+    Args:
+        posterior: `Normal` of batch shape `(B, D)`.
+        trust: in (0, 1]; 1 changes nothing.
+    """
+    if trust == 1:
+        return posterior
+    precision = 1 + trust * (posterior.stddev**-2 - 1)  # (B, D)
+    return Normal(posterior.mean, precision**-0.5, validate_args=False)
+
+
 def _bound(
-    model: VAE, images: Tensor, units: list[_Unit], seed: int, decoded: dict[tuple, Tensor] | None
+    model: VAE, images: Tensor, units: list[_Unit], seed: int, trust: float, decoded: dict[tuple, Tensor] | None
 ) -> list[float]:
     """The values of some units in order: those of `elbo` or `iwae` for each, up to rounding.
 
@@ -267,9 +290,11 @@ def _bound(
         images: all images, `(N, 1, 28, 28)`.
         units: consecutive units of one bound.
         seed: of all noise.
+        trust: as for `bounds`.
         decoded: as for `bounds`.
     """
-    log_weights = _log_weights(model, images, units, seed, decoded).cpu()  # all at once, because this waits for a GPU
+    log_weights = _log_weights(model, images, units, seed, trust, decoded)
+    log_weights = log_weights.cpu()  # all at once, because this waits for a GPU
     values = []
     for unit, part in zip(units, log_weights.split([unit.size for unit in units]), strict=True):
         part = part.view(unit.samples, unit.images)
@@ -278,7 +303,7 @@ def _bound(
 
 
 def _log_weights(
-    model: VAE, images: Tensor, units: list[_Unit], seed: int, decoded: dict[tuple, Tensor] | None
+    model: VAE, images: Tensor, units: list[_Unit], seed: int, trust: float, decoded: dict[tuple, Tensor] | None
 ) -> Tensor:
     """log p(x, z) / q(z | x) of all samples of consecutive units, decoded together: `(M,)`, unit after unit.
 
@@ -288,6 +313,8 @@ def _log_weights(
     chunk_size = CPU_CHUNK if device.type == "cpu" else GPU_SAMPLES
     x = images[first:last].to(device)  # (B, 1, 28, 28)
     posterior = encode_in_chunks(model, x, chunk_size)  # of batch shape (B, D)
+    if units[0].bound == "iwae":
+        posterior = wider(posterior, trust)
     noise = torch.cat([_noise(unit, posterior.mean, seed) for unit in units]).to(device)  # (M, D)
     owners = torch.cat([torch.arange(unit.first, unit.last).repeat(unit.samples) for unit in units]) - first  # (M,)
     at_once = max(1, chunk_size // units[0].images) * units[0].images  # the chunks of a unit are those of `iwae`
@@ -390,13 +417,13 @@ def evaluate(
     common = {
         "data": names[0],
         "images": len(images),
-        "pixels": _digest([images.bool()]),
+        "pixels": digest([images.bool()]),
         "num_samples": num_samples,
         "seed": seed,
         "precision": "bfloat16 autocast" if bfloat16 else "float32",
         "units": [UNIT, ELBO_IMAGES],
     }
-    identities = [{"weights": _digest(model.state_dict().values())} | common for model in models]
+    identities = [{"weights": digest(model.state_dict().values())} | common for model in models]
     kept = [] if out is None else _kept_beside(out, identities, overwrite)
     found, decoded = [], {} if against is not None and _differ_in_prior_alone(folders, models) else None
     for number, model in enumerate(models):
@@ -448,7 +475,7 @@ def _differ_in_prior_alone(folders: Sequence[Path], models: Sequence[VAE]) -> bo
 
 def _body(model: VAE) -> str:
     """What tells the weights of an encoder and a decoder from others, whatever the prior."""
-    return _digest(weight for name, weight in model.state_dict().items() if not name.startswith("prior."))
+    return digest(weight for name, weight in model.state_dict().items() if not name.startswith("prior."))
 
 
 def _as_part(progress: Callable[[int, int], None], before: int, parts: int) -> Callable[[int, int], None]:
@@ -496,9 +523,9 @@ def _differences(ours: Bounds, theirs: Bounds) -> dict[str, float]:
     }
 
 
-def _digest(tensors: Iterable[Tensor]) -> str:
+def digest(tensors: Iterable[Tensor]) -> str:
     """A quarter of the SHA-256 of what the tensors hold: enough to tell that they are others."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()[:16]
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()[:16]

@@ -341,6 +341,42 @@ def render_completions() -> str:
     )
 
 
+def render_proposals() -> str:
+    """What wider proposals add to the bound: the trust chosen on training images, then models on test images."""
+    found = result("proposals")
+    rows = {split: [row for row in found["rows"] if row["split"] == split] for split in ("train", "test")}
+    ((chosen_with, train_images),) = {(row["model"], row["images"]) for row in rows["train"]}
+    (trust,) = {row["trust"] for row in rows["test"]}
+
+    def gain(row: dict) -> str:
+        return f"{signed(row['gain'][0])} ± {row['gain'][1]:.2f}"
+
+    tried = sorted(rows["train"], key=lambda row: -row["trust"])
+    models = sorted(rows["test"], key=lambda row: -row["gain"][0])
+    with_precision = sorted({f"{row['machine']}, {row['precision']}" for row in found["rows"]})
+    return "\n".join(
+        [
+            f"What `{chosen_with}` gains on {train_images} training images, in nats, by the trust:",
+            "",
+            "| " + " | ".join(f"{row['trust']:g}" for row in tried) + " |",
+            "|---" * len(tried) + "|",
+            "| " + " | ".join(gain(row) for row in tried) + " |",
+            "",
+            f"And what models gain on test images with a trust of {trust:g}:",
+            "",
+            "| model | test images | drawn from the posterior | from the wider one | gain, image by image |",
+            "|---|---|---|---|---|",
+            *(
+                f"| `{row['model']}` | {row['images']:,} | {signed(row['nats'])} | {signed(row['nats_wider'])} "
+                f"| {gain(row)} |"
+                for row in models
+            ),
+            "",
+            f"`{found['data']}`, {found['num_samples']} samples; {'; '.join(with_precision)}.",
+        ]
+    )
+
+
 def render_recipes() -> str:
     """What a learned prior and importance-weighted training add, one row for each way to go on."""
     found = result("recipes")
@@ -525,6 +561,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "healing": lambda _: render_healing(),
     "inpainting": lambda _: render_inpainting(),
     "completions": lambda _: render_completions(),
+    "proposals": lambda _: render_proposals(),
     "recipes": lambda _: render_recipes(),
     "scaling": lambda _: render_scaling(),
     "steps": lambda _: render_steps(),

@@ -163,6 +163,24 @@ def test_the_table_of_recipes_has_a_row_for_each_way_to_go_on(results, tmp_path)
     assert "320,000 decoded latents" in table[-1] and "1,000 test images" in table[-1]
 
 
+def test_the_table_of_proposals_shows_how_the_trust_was_chosen_and_what_it_brings(results, tmp_path):
+    row = {"model": "small", "split": "train", "images": 60, "machine": "two cores", "precision": "float32"}
+    rows = [{**row, "trust": trust, "gain": [gain, 0.04]} for trust, gain in ((0.5, -0.123), (0.8, 0.25))]
+    row |= {"split": "test", "trust": 0.8, "images": 1000, "nats": -86.0, "nats_wider": -85.5}
+    rows += [{**row, "gain": [0.5, 0.1]}, {**row, "model": "large", "gain": [0.75, 0.2], "precision": "bfloat16"}]
+    found = {"data": "binarized-mnist", "num_samples": 128, "rows": rows}
+    (tmp_path / "results" / "proposals.json").write_text(json.dumps(found))
+    text = readme.render_proposals().splitlines()
+    assert text[0] == "What `small` gains on 60 training images, in nats, by the trust:"
+    assert text[2:5] == ["| 0.8 | 0.5 |", "|---|---|", "| 0.25 ± 0.04 | −0.12 ± 0.04 |"]
+    assert text[6].endswith("with a trust of 0.8:")
+    assert text[10:12] == [
+        "| `large` | 1,000 | −86.00 | −85.50 | 0.75 ± 0.20 |",
+        "| `small` | 1,000 | −86.00 | −85.50 | 0.50 ± 0.10 |",
+    ]
+    assert text[-1] == "`binarized-mnist`, 128 samples; two cores, bfloat16; two cores, float32."
+
+
 def test_what_came_before_a_run_counts(results):
     first = {"init_from": "runs/first", "updates": 5, "minutes": 20.0, "before": [{"updates": 1, "minutes": 0.5}]}
     results(before=[first])
@@ -240,6 +258,21 @@ def test_a_prior_alone_does_for_the_paper_size_what_chapter_4_says():
     assert against["nats"] > plain["nats"], "easy images"
     assert run["config"]["model"]["components"] == 150 and run["config"]["model"]["correlated"] == 32
     assert run["updates"] == 0, "no other weight has changed"
+
+
+def test_wider_proposals_bring_what_chapter_4_says():
+    rows = json.loads((readme.ROOT / "results" / "proposals.json").read_text())["rows"]
+    tried = {row["trust"]: row["gain"] for row in rows if row["split"] == "train"}
+    best = max(tried, key=lambda trust: tried[trust][0])
+    assert best == 0.55 and tried[0.55][0] - tried[0.7][0] < tried[0.55][1], "about as much"
+    assert tried[0.7][1] < tried[0.55][1], "the gain differs less from image to image"
+    gains = {row["model"]: row["gain"] for row in rows if row["split"] == "test"}
+    assert 0.35 < gains["best-mnist-small"][0] / gains["doubling-mnist-small"][0] < 0.65, "about half as much"
+    published = min(float(nats.replace("−", "-")) for model, nats, _ in readme.PUBLISHED if model == "doubling VNCA")
+    short = published - json.loads((readme.ROOT / "results" / "doubling-mnist.json").read_text())["nats"]
+    assert abs(gains["doubling-mnist"][0] - short) < 2 * gains["doubling-mnist"][1], (
+        "wider proposals are worth about that much"
+    )
 
 
 def test_an_update_on_a_gpu_is_as_fast_as_chapter_4_says():

@@ -372,6 +372,7 @@ def render_proposals() -> str:
                 for row in models
             ),
             "",
+            "Models were measured on different numbers of images, so compare the gains and not the bounds. "
             f"`{found['data']}`, {found['num_samples']} samples; {'; '.join(with_precision)}.",
         ]
     )

@@ -178,7 +178,7 @@ def test_the_table_of_proposals_shows_how_the_trust_was_chosen_and_what_it_bring
         "| `large` | 1,000 | −86.00 | −85.50 | 0.75 ± 0.20 |",
         "| `small` | 1,000 | −86.00 | −85.50 | 0.50 ± 0.10 |",
     ]
-    assert text[-1] == "`binarized-mnist`, 128 samples; two cores, bfloat16; two cores, float32."
+    assert text[-1].endswith("`binarized-mnist`, 128 samples; two cores, bfloat16; two cores, float32.")
 
 
 def test_what_came_before_a_run_counts(results):

@@ -1,7 +1,7 @@
 """Measure what wider proposals add to the importance-weighted bound, image by image.
 
-    python benchmarks/proposals.py doubling-mnist-small --split train --images 100 --trusts 0.9 0.8 0.7 0.6 0.5 0.4
-    python benchmarks/proposals.py doubling-mnist --images 64 --trusts 0.7
+    python benchmarks/proposals.py doubling-mnist-small --split train --images 40 --trusts 0.85 0.7 0.55 0.4
+    python benchmarks/proposals.py doubling-mnist --images 40 --trusts 0.7
 
 For shipped weights or the folders of runs. The bound of 128 samples from the posterior itself, and once more from
 `vnca.evaluation.wider(posterior, trust)` for each trust, on the same images with the same noise. Nothing about the
@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 import torch
+from inpainting import mean_and_error
 from tqdm import tqdm
 
 from vnca import data, evaluation, files, hardware, pretrained
@@ -40,7 +41,7 @@ def load_model(name: str) -> tuple[str, VAE]:
 
 
 def measure(model: VAE, x: torch.Tensor, trust: float, identity: dict, path: Path, title: str) -> Bounds:
-    """The bounds of images `(N, 1, 28, 28)`, kept in a file until `main` removes it."""
+    """The bounds of images `(N, 1, 28, 28)`, kept in a file until `measure_model` removes it."""
     kept = evaluation.Kept(path, identity | {"trust": trust})
     with tqdm(desc=f"{title}, trust {trust}", disable=None, unit=" samples", leave=False) as bar:
 
@@ -59,7 +60,7 @@ def write(path: Path, row: dict) -> None:
     files.write_json(path, {"data": DATA, "num_samples": SAMPLES, "seed": SEED, "rows": rows})
 
 
-def measure_model(name: str, split: str, limit: int, trusts: list[float], out: Path) -> None:
+def measure_model(name: str, split: str, limit: int | None, trusts: list[float], out: Path) -> None:
     """All rows of a model."""
     name, model = load_model(name)
     device = hardware.best_device()
@@ -76,7 +77,6 @@ def measure_model(name: str, split: str, limit: int, trusts: list[float], out: P
     plain = measure(model, x, 1.0, identity, paths[1.0], f"{name}, {split}")
     for trust in trusts:
         wide = measure(model, x, trust, identity, paths[trust], f"{name}, {split}")
-        gain = wide.iwaes - plain.iwaes  # (N,)
         row = {
             "model": name,
             "split": split,
@@ -84,7 +84,7 @@ def measure_model(name: str, split: str, limit: int, trusts: list[float], out: P
             "images": len(x),
             "nats": plain.nats,
             "nats_wider": wide.nats,
-            "gain": [gain.mean().item(), (gain.std() / len(gain) ** 0.5).item()],
+            "gain": mean_and_error(wide.iwaes - plain.iwaes),
             "minutes": round(plain.minutes + wide.minutes, 2),
             "machine": hardware.machine(device),
             "precision": precision,

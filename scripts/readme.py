@@ -6,6 +6,7 @@ Run it after any of them changed: python scripts/readme.py
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -107,8 +108,13 @@ def kind(run: dict) -> str:
     return ", ".join([MODELS[run["model"]], *(name for name, added in additions.items() if added)])
 
 
+def sizes_of(decoder: int, prior: int) -> str:
+    """The parameters of a generative model: those of the decoder and, where it has any, of the prior."""
+    return f"{decoder:,} + {prior:,}" if prior else f"{decoder:,}"
+
+
 def own_row(run: dict, folder: str) -> str:
-    parameters, runs = run["parameters"]["decoder"], runs_of(run)
+    sizes, runs = sizes_of(run["parameters"]["decoder"], run["parameters"].get("prior", 0)), runs_of(run)
     updates, minutes = (sum(each[key] for each in runs) for key in ("updates", "minutes"))
     spent = f"{updates:,} updates, {minutes:,.0f} min" + (f" in {len(runs)} runs" if len(runs) > 1 else "")
     machines = "; ".join(dict.fromkeys(each["hardware"] for each in reversed(runs) if "hardware" in each))
@@ -119,7 +125,7 @@ def own_row(run: dict, folder: str) -> str:
         f"| **{kind(run)}** "
         f"| **{signed(run['nats'])}** ± {run['standard_error']:.2f} ({run['num_samples']} samples, {images}) "
         f"| {signed(run['elbo'])} "
-        f"| {parameters:,} | {spent}, {machines} "
+        f"| {sizes} | {spent}, {machines} "
         f"| [{run['name']}]({folder}/{run['name']}.json) |"
     )
 
@@ -133,10 +139,11 @@ def wanted_row(name: str, preset: str) -> str:
 
     config = PRESETS[preset].config
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in build(config.model).decoder.parameters())
+        model = build(config.model)
+    decoder, prior = (sum(p.numel() for p in part.parameters()) for part in (model.decoder, model.prior))
     planned = {"model": config.model.decoder, "config": {"model": asdict(config.model), "training": config.to_dict()}}
     return (
-        f"| **{kind(planned)}**, the paper's size | not trained yet | | {parameters:,} "
+        f"| **{kind(planned)}**, the paper's size | not trained yet | | {sizes_of(decoder, prior)} "
         f"| planned: {config.updates:,} updates of {config.batch_size} images on a GPU | preset `{preset}` |"
     )
 
@@ -205,7 +212,10 @@ def render_results(page: str) -> str:
     for (data, split), group in groups.items():
         note = "" if group else "; no run of this repository is recorded yet"
         lines = [f"`{data}`, {split} split{note}:", ""]
-        lines += ["| model | nats | ELBO | decoder parameters | training | from |", "|---|---|---|---|---|---|"]
+        lines += [
+            "| model | nats | ELBO | parameters of decoder + prior | training | from |",
+            "|---|---|---|---|---|---|",
+        ]
         lines += [own_row(run, folder) for run in group]
         if (data, split) == ("binarized-mnist", "test"):
             missing = {name: preset for name, preset in WANTED.items() if name not in {run["name"] for run in group}}
@@ -339,6 +349,31 @@ def render_completions() -> str:
             f"{iterations} iterations each; {machines}, {precision}.",
         ]
     )
+
+
+LOGGED_AT_THE_END = 40  # records of a log, of 20 batches each: their learning rate is nearly zero
+
+
+def training_elbo(name: str) -> tuple[float, float]:
+    """The ELBO of training images at the end of the log that came with the weights, and its standard error."""
+    log = ROOT / "vnca" / "pretrained" / name / "metrics.jsonl"
+    elbos = [json.loads(line)["nats"] for line in log.read_text().splitlines()[-LOGGED_AT_THE_END:]]
+    return statistics.mean(elbos), statistics.stdev(elbos) / len(elbos) ** 0.5
+
+
+def render_gap() -> str:
+    """The ELBO of training and of test images, for models that learned by the ELBO and saw all test images."""
+    lines = ["| model | training images | test images | gap | each training image seen |", "|---|---|---|---|---|"]
+    for run in sorted(measured_runs(), key=lambda run: -run["elbo"]):
+        by_elbo = run["updates"] and run["config"]["training"].get("samples", 1) == 1
+        if (run["data"], run["split"], run["images"]) != ("binarized-mnist", "test", 10_000) or not by_elbo:
+            continue
+        (trained, its_error), error = training_elbo(run["name"]), run["elbo_standard_error"]
+        lines.append(
+            f"| `{run['name']}` | {signed(trained)} ± {its_error:.2f} | {signed(run['elbo'])} ± {error:.2f} "
+            f"| {trained - run['elbo']:.2f} | {run['images_seen'] / 60_000:.0f} times |"
+        )
+    return "\n".join(lines)
 
 
 def render_proposals() -> str:
@@ -562,6 +597,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "healing": lambda _: render_healing(),
     "inpainting": lambda _: render_inpainting(),
     "completions": lambda _: render_completions(),
+    "gap": lambda _: render_gap(),
     "proposals": lambda _: render_proposals(),
     "recipes": lambda _: render_recipes(),
     "scaling": lambda _: render_scaling(),

@@ -1,8 +1,10 @@
 """Chapter 4: what it estimates and matches is right where the answer is known."""
 
+import json
+
 import pytest
 import torch
-from chapters import definitions
+from chapters import ROOT, definitions, read
 
 from vnca.priors import MixturePrior
 
@@ -51,3 +53,14 @@ def test_the_density_of_the_mixture_is_that_of_the_package(chapter):
         torch.nn.init.normal_(parameter, generator=generator)
     z = torch.randn(20, 5, generator=generator)
     torch.testing.assert_close(chapter["log_mixture"](z, *prior.parameters()), prior.log_prob(z), rtol=1e-4, atol=1e-4)
+
+
+def test_speeds_in_the_choice_of_a_batch_are_measured_ones():
+    (cell,) = [cell for cell in read("04-training.ipynb").cells if cell.id == "batch-cost"]
+    namespace = {}
+    exec(cell.source, namespace)
+    measured = json.loads((ROOT / "results" / "train_step-nvidia-h200.json").read_text())["steps"]
+    rows = {step["batch_size"]: step["rows"]["ours+graph"] for step in measured if step["model"] == "paper"}
+    assert namespace["images_per_second"] == {
+        size: round(row["images_per_second"]) for size, row in rows.items() if size in (32, 64, 128, 512)
+    }

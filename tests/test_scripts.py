@@ -60,7 +60,7 @@ def test_own_results_come_first_best_on_top(results):
     wanted = [row for row in rows if "not trained yet" in row]
     assert rows[2:4] == wanted, "and not the row of doubling-mnist, which is there"
     assert "| **doubling VNCA, learned prior, importance-weighted training**, the paper's size |" in wanted[0]
-    assert "| 1,182,208 | planned: 5,000 updates of 32 images on a GPU | preset `refine` |" in wanted[0]
+    assert "| 1,182,208 + 84,150 | planned: 5,000 updates of 32 images on a GPU | preset `refine` |" in wanted[0]
     assert len(rows) == 4 + len(readme.PUBLISHED)
 
 
@@ -161,6 +161,30 @@ def test_the_table_of_recipes_has_a_row_for_each_way_to_go_on(results, tmp_path)
     table = readme.render_recipes().splitlines()
     assert table[2:4] == ["| as before | −85.12 ± 0.25 | −90.00 ± 0.50 |", "| both | −83.00 ± 0.25 | −90.00 ± 0.50 |"]
     assert "320,000 decoded latents" in table[-1] and "1,000 test images" in table[-1]
+
+
+def test_parameters_of_a_prior_stand_beside_those_of_the_decoder(results):
+    results(parameters={"encoder": 5, "decoder": 74_368, "prior": 129_000})
+    assert "| 74,368 + 129,000 |" in readme.render_results("README.md")
+
+
+def test_the_gap_is_that_between_the_end_of_the_log_and_the_test_images(results, tmp_path):
+    more = {"elbo_standard_error": 0.24, "images_seen": 1_200_000}
+    results(**more)
+    results(name="better", elbo=-87.0, **more)
+    weighted = {"model": {"decoder_options": {}}, "training": {"samples": 5}}
+    others = {"few": {"images": 1000}, "prior": {"updates": 0}, "weighted": {"config": weighted}}
+    for name, changes in others.items():
+        results(**{"name": name, **more, **changes})
+    for name, last in {"doubling-mnist": -87.0, "better": -86.5}.items():
+        folder = tmp_path / "vnca" / "pretrained" / name
+        folder.mkdir(parents=True)
+        elbos = [-300.0] * 10 + [last - 1, last + 1] * 20  # 40 records at the end of the run
+        (folder / "metrics.jsonl").write_text("".join(f'{{"nats": {elbo}}}\n' for elbo in elbos))
+    assert readme.render_gap().splitlines()[2:] == [
+        "| `better` | −86.50 ± 0.16 | −87.00 ± 0.24 | 0.50 | 20 times |",
+        "| `doubling-mnist` | −87.00 ± 0.16 | −88.10 ± 0.24 | 1.10 | 20 times |",
+    ]
 
 
 def test_the_table_of_proposals_shows_how_the_trust_was_chosen_and_what_it_brings(results, tmp_path):

@@ -250,6 +250,16 @@ def readable(value: float | None) -> str:
     return f"{value:.3f}" if value < 1000 else f"{value:.0e}"
 
 
+def error_of_black(curve: dict) -> float:
+    """The mean error of whole images if their holes were black and the pixels before the damage black or white.
+
+    It is the share of the hole that was ink, which is the share of wrong pixels at first, because those of a cell that
+    was set to zero count as black; times the share of the image that is hole.
+    """
+    hole = curve["error"]["everywhere"][0] / curve["error"]["inside"][0]
+    return curve["flips"]["inside"][0] * hole
+
+
 def render_healing() -> str:
     """How well images stay and recover, one column for each model."""
     entries = result("healing")
@@ -261,10 +271,12 @@ def render_healing() -> str:
         ]
     for label, measure, place in (("error", "error", "everywhere"), ("wrong pixels in the hole", "flips", "inside")):
         for share in ("25%", "50%", "75%"):
+            curves = [parts[f"recovery {share}"] for parts in columns.values()]
             rows[f"{label}, {share} damaged"] = [
-                at_steps(curve, curve[measure][place], (0, 16, 64, 256))
-                for curve in (parts[f"recovery {share}"] for parts in columns.values())
+                at_steps(curve, curve[measure][place], (0, 16, 64, 256)) for curve in curves
             ]
+            if measure == "error":
+                rows[f"if the hole of {share} were black"] = [readable(error_of_black(curve)) for curve in curves]
     rows["error, 25% five times"] = [
         at_steps(curve, curve["error"]["everywhere"], (0, 16, 64))
         for curve in (parts["repeated"]["rounds"][-1] for parts in columns.values())
@@ -409,6 +421,38 @@ def render_proposals() -> str:
             "",
             "Models were measured on different numbers of images, so compare the gains and not the bounds. "
             f"`{found['data']}`, {found['num_samples']} samples; {'; '.join(with_precision)}.",
+        ]
+    )
+
+
+def render_sharing() -> str:
+    """What it costs that all stages share one rule: one row for each number of updates and decoder, over seeds."""
+    found = result("sharing")
+    runs: dict[tuple[int, str], list[dict]] = {}
+    for row in sorted(found["rows"], key=lambda row: row["updates"]):
+        runs.setdefault((row["updates"], row["decoder"]), []).append(row)
+
+    def over_seeds(rows: list[dict], key: str) -> str:
+        values = [row[key] for row in rows]
+        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        return signed(statistics.mean(values), 1) + spread
+
+    lines = ["| decoder | parameters | updates | runs | ELBO | bound |", "|---|---|---|---|---|---|"]
+    for (updates, decoder), rows in runs.items():
+        lines.append(
+            f"| {decoder} | {rows[0]['parameters']:,} | {updates:,} | {len(rows)} "
+            f"| {over_seeds(rows, 'elbo')} | {over_seeds(rows, 'bound')} |"
+        )
+    ((images, images_of_bound, samples),) = {
+        (row["elbo_images"], row["bound_images"], row["num_samples"]) for row in found["rows"]
+    }
+    machines = "; ".join(sorted({row["hardware"] for row in found["rows"]}))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Nats per image; ± is the standard deviation between runs. `{found['data']}`: the ELBO of {images:,} test "
+            f"images, the bound of {images_of_bound:,} with {samples} samples; {machines}.",
         ]
     )
 
@@ -599,6 +643,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "completions": lambda _: render_completions(),
     "gap": lambda _: render_gap(),
     "proposals": lambda _: render_proposals(),
+    "sharing": lambda _: render_sharing(),
     "recipes": lambda _: render_recipes(),
     "scaling": lambda _: render_scaling(),
     "steps": lambda _: render_steps(),
@@ -626,7 +671,13 @@ def filled(page: str) -> str:
     return nbformat.writes(notebook) + "\n"
 
 
-PAGES = ("README.md", "book/intro.md", "book/04-training.ipynb", "book/05-inpainting.ipynb")
+PAGES = (
+    "README.md",
+    "book/intro.md",
+    "book/03-doubling-decoder.ipynb",
+    "book/04-training.ipynb",
+    "book/05-inpainting.ipynb",
+)
 
 
 def main() -> int:

@@ -187,6 +187,27 @@ def test_the_gap_is_that_between_the_end_of_the_log_and_the_test_images(results,
     ]
 
 
+def test_the_table_of_sharing_has_the_mean_and_the_spread_of_runs(results, tmp_path):
+    row = {"decoder": "one rule", "updates": 10, "parameters": 1234, "hardware": "two cores"}
+    row |= {"elbo_images": 10_000, "bound_images": 1000, "num_samples": 16}
+    figures = [(-101.0, -90.0), (-103.0, -91.0)]
+    rows = [{**row, "updates": 40, "elbo": -80.0, "bound": -70.0}]  # one run: no spread
+    rows += [{**row, "elbo": elbo, "bound": bound} for elbo, bound in figures]
+    (tmp_path / "results" / "sharing.json").write_text(json.dumps({"data": "binarized-mnist", "rows": rows}))
+    text = readme.render_sharing().splitlines()
+    assert text[2:4] == [
+        "| one rule | 1,234 | 10 | 2 | −102.0 ± 1.4 | −90.5 ± 0.7 |",
+        "| one rule | 1,234 | 40 | 1 | −80.0 | −70.0 |",
+    ]
+    assert "10,000 test images" in text[-1] and "16 samples; two cores" in text[-1]
+
+
+def test_a_black_hole_leaves_the_ink_that_was_in_it():
+    # Two of ten pixels are hole, one of the two was ink: cells of one half are half wrong in the hole, black ones too.
+    curve = {"error": {"everywhere": [0.1], "inside": [0.5]}, "flips": {"inside": [0.5]}}
+    assert readme.error_of_black(curve) == pytest.approx(0.1)
+
+
 def test_the_table_of_proposals_shows_how_the_trust_was_chosen_and_what_it_brings(results, tmp_path):
     row = {"model": "small", "split": "train", "images": 60, "machine": "two cores", "precision": "float32"}
     rows = [{**row, "trust": trust, "gain": [gain, 0.04]} for trust, gain in ((0.5, -0.123), (0.8, 0.25))]
@@ -328,9 +349,10 @@ def test_the_table_of_healing_reads_each_figure_at_its_step(results, tmp_path):
     assert table[2] == "| bits per pixel, grown | 0.100 | 0.100 |"
     assert table[3] == "| 50 steps later | 2e+04 | 2e+04 |"
     assert table[4] == "| 200 steps later | overflow | overflow |"
-    assert "| error, 50% damaged | 0.500 → 0.310 → 0.220 → 0.130 |" in table[7]
-    assert "| wrong pixels in the hole, 75% damaged | 0.200 → 0.180 → 0.170 → overflow |" in table[11]
-    assert table[12].endswith("| 0.800 → 0.800 → 0.800 |")
+    assert "| error, 50% damaged | 0.500 → 0.310 → 0.220 → 0.130 |" in table[8]
+    assert table[9] == "| if the hole of 50% were black | 0.011 | 0.011 |"  # 0.2 of the hole, which is 0.5 / 9 of all
+    assert "| wrong pixels in the hole, 75% damaged | 0.200 → 0.180 → 0.170 → overflow |" in table[14]
+    assert table[15].endswith("| 0.800 → 0.800 → 0.800 |")
     assert table[-1] == "Means over 7 test images of `digits`, two cores, float32."
 
 

@@ -1,6 +1,11 @@
 """Settings for every test."""
 
 import os
+import signal
+
+# A program that a script starts in the background ignores SIGINT, and so would the runs that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Workers of pytest-xdist share the cores, and so do the programs and kernels that they start. It has to be said before
 # torch is imported: more threads than cores wait for each other most of the time.

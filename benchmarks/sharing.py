@@ -1,6 +1,7 @@
 """Measure what it costs that all stages of the doubling decoder share one rule, at the size of chapter 3.
 
     python benchmarks/sharing.py --seeds 0 1 2
+    python benchmarks/sharing.py --seeds 0 --updates 4400
 
 Trains three VAEs of that chapter from each seed, with the chapter's own cells and as many updates: its VNCA; the one of
 the exercise "To share or not to share", which has as many layers and operations but a rule for each stage; and the
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import nbformat
 import torch
+from inpainting import mean_and_error
 
 import vnca
 from vnca import data, hardware
@@ -67,8 +69,7 @@ def measure(model: VAE, x: torch.Tensor) -> dict:
     bounds = torch.cat([vnca.iwae(model, part, NUM_SAMPLES, generator=generator) for part in some.split(50)])
     found = {}
     for name, values in {"elbo": elbos, "bound": bounds}.items():
-        found[name] = values.mean().item()
-        found[f"{name}_standard_error"] = (values.std() / len(values) ** 0.5).item()
+        found[name], found[f"{name}_standard_error"] = mean_and_error(values)
         found[f"{name}_images"] = len(values)
     return found
 

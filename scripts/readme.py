@@ -368,8 +368,9 @@ LOGGED_AT_THE_END = 40  # records of a log, of 20 batches each: their learning r
 
 def training_elbo(name: str) -> tuple[float, float]:
     """The ELBO of training images at the end of the log that came with the weights, and its standard error."""
-    log = ROOT / "vnca" / "pretrained" / name / "metrics.jsonl"
-    elbos = [json.loads(line)["nats"] for line in log.read_text().splitlines()[-LOGGED_AT_THE_END:]]
+    from vnca import metrics
+
+    elbos = [record["nats"] for record in metrics.read(ROOT / "vnca" / "pretrained" / name)[-LOGGED_AT_THE_END:]]
     return statistics.mean(elbos), statistics.stdev(elbos) / len(elbos) ** 0.5
 
 

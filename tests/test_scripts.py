@@ -180,7 +180,8 @@ def test_the_gap_is_that_between_the_end_of_the_log_and_the_test_images(results,
         folder = tmp_path / "vnca" / "pretrained" / name
         folder.mkdir(parents=True)
         elbos = [-300.0] * 10 + [last - 1, last + 1] * 20  # 40 records at the end of the run
-        (folder / "metrics.jsonl").write_text("".join(f'{{"nats": {elbo}}}\n' for elbo in elbos))
+        records = [json.dumps({"update": 20 * number, "nats": elbo}) for number, elbo in enumerate(elbos, start=1)]
+        (folder / "metrics.jsonl").write_text("\n".join([*records, ""]))
     assert readme.render_gap().splitlines()[2:] == [
         "| `better` | −86.50 ± 0.16 | −87.00 ± 0.24 | 0.50 | 20 times |",
         "| `doubling-mnist` | −87.00 ± 0.16 | −88.10 ± 0.24 | 1.10 | 20 times |",

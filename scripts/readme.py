@@ -80,7 +80,7 @@ def colab(path: str) -> str:
 
 
 def render_chapters() -> str:
-    lines = ["| | Chapter | Run it |", "|---|---|---|"]
+    lines = ["| No. | Chapter | Run it |", "|---|---|---|"]
     for number, notebook in enumerate(chapters(), start=1):
         path = notebook.relative_to(ROOT).as_posix()
         badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab(path)})"
@@ -281,7 +281,7 @@ def render_healing() -> str:
         at_steps(curve, curve["error"]["everywhere"], (0, 16, 64))
         for curve in (parts["repeated"]["rounds"][-1] for parts in columns.values())
     ]
-    lines = ["| | " + " | ".join(f"`{name}`" for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = ["| measured | " + " | ".join(f"`{name}`" for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {label} | " + " | ".join(cells) + " |" for label, cells in rows.items()]
     notes = {
         f"{entry['images']} test images of `{entry['data']}`, {part['hardware']}"
@@ -296,7 +296,7 @@ def by_mask(rows: list[dict], cell: Callable[[dict], str], rank: Callable[[dict]
     found = {(row["model"], row["mask"]): row for row in rows}
     masks = list(dict.fromkeys(mask for _, mask in found))
     models = sorted(dict.fromkeys(model for model, _ in found), key=lambda model: rank(found[model, masks[0]]))
-    lines = ["| | " + " | ".join(masks) + " |", "|---" * (len(masks) + 1) + "|"]
+    lines = ["| predicted by | " + " | ".join(masks) + " |", "|---" * (len(masks) + 1) + "|"]
     return lines + [
         f"| `{model}` | " + " | ".join(cell(found[model, mask]) for mask in masks) + " |" for model in models
     ]
@@ -585,6 +585,7 @@ images = model.sample(16)  # pixel probabilities (16, 1, 28, 28)
 | latent | {latent_size} numbers |
 | parameters | {encoder:,} of the encoder, {decoder:,} of the decoder{prior} |
 | decoder options | {options} |
+| weights | {stored} |
 {expected}
 Training, the last run first:
 
@@ -613,6 +614,9 @@ def card(name: str) -> str:
     expected = expected_on_all(run)
     figures = {key: run[key] for key in ("name", "data", "standard_error", "num_samples", "elbo_standard_error")}
     sizes = run["parameters"]
+    from vnca import pretrained
+
+    rounded = pretrained.stored_as(ROOT / "vnca" / "pretrained" / name) == "float16"
     return CARD.format(
         **figures,
         encoder=sizes["encoder"],
@@ -624,6 +628,7 @@ def card(name: str) -> str:
         images=of_all,
         latent_size=run["config"]["model"]["latent_size"],
         options=options,
+        stored="rounded to float16, which `vnca.load` turns back into float32" if rounded else "float32",
         runs="\n".join(lines),
         expected=f"\n{note_on_expected(expected)}\n" if "measured" in expected else "",
     )

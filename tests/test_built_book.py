@@ -12,6 +12,7 @@ import threading
 
 import pytest
 import readme
+from axe_playwright_python.sync_playwright import Axe
 from chapters import CHAPTERS, ROOT
 
 BUILT = ROOT / "_build" / "html"
@@ -19,6 +20,16 @@ LARGEST_OUTPUT = 300_000
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
 PATIENCE = 90_000  # ms; a machine that is busy takes long for what a reader does not wait for
+RULES = {  # of axe: those of WCAG 2, levels A and AA, and good practice
+    "runOnly": ["wcag2a", "wcag2aa", "best-practice"],
+    "resultTypes": ["violations"],
+    # How docutils marks up a list of references.
+    "rules": {
+        rule: {"enabled": False} for rule in ("aria-allowed-role", "aria-deprecated-role", "aria-required-children")
+    },
+}
+# Formulas and code have thousands of elements, and their colors from the theme: they would take most of the time.
+CHECKED = {"include": [[".bd-article"]], "exclude": [["mjx-container"], ["div.highlight"]]}
 PAGES = [f"{page}.html" for page in (*readme.pages(), "genindex", "search")]
 
 
@@ -112,6 +123,17 @@ def test_pictures_stay_as_they_are_in_the_dark(visit):
         " || getComputedStyle(e).backgroundColor !== 'rgb(255, 255, 255)').map(e => e.alt)"
     )
     assert not changed, "dimmed, inverted or see-through in the dark"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_is_accessible(visit, address, scheme):
+    if not address.startswith("file:") or visit.locator(".bd-article").count() == 0:
+        pytest.skip("the page is the same where it is served, or it is the theme's own")
+    visit.emulate_media(color_scheme=scheme)
+    visit.wait_for_function(f"document.documentElement.dataset.theme === '{scheme}'")
+    visit.wait_for_timeout(500)  # colors change gradually
+    found = Axe().run(visit, context=CHECKED, options=RULES)
+    assert found.violations_count == 0, found.generate_report()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

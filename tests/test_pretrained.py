@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import vnca
-from vnca import pretrained
+from vnca import files, pretrained
 
 
 @pytest.fixture
@@ -40,6 +40,37 @@ def test_an_unknown_name_lists_the_names(saved, monkeypatch):
     assert vnca.load("run").latent_size == 4
     with pytest.raises(ValueError, match="no weights named 'tripling-mnist': shipped weights are run"):
         vnca.load("tripling-mnist")
+
+
+def test_weights_that_are_not_finite_are_refused(saved):
+    model, folder = saved
+    with torch.no_grad():
+        model.decoder.update.layers[-1].weight[0] = torch.nan
+    pretrained.save(model, vnca.ModelConfig("doubling", 4, 2, {"hidden": 4, "steps": 1}), folder)
+    with pytest.raises(ValueError, match="cannot be read, .* holds numbers that are not finite"):
+        vnca.load(folder)
+
+
+def test_a_weight_of_another_shape_is_named(saved):
+    model, folder = saved
+    pretrained.save(model, vnca.ModelConfig("doubling", 4, 2, {"hidden": 5, "steps": 1}), folder)
+    with pytest.raises(ValueError, match=r"size mismatch for decoder\.update"):
+        vnca.load(folder)
+
+
+@pytest.mark.parametrize("steps", [2.5, "two", None])
+def test_a_number_of_steps_that_is_none_is_refused(saved, steps):
+    model, folder = saved
+    pretrained.save(model, vnca.ModelConfig("doubling", 4, 2, {"hidden": 4, "steps": steps}), folder)
+    with pytest.raises(ValueError, match=f"a whole number of steps >= 0, not {steps}"):
+        vnca.load(folder)
+
+
+def test_it_is_known_which_weights_were_rounded(saved):
+    model, folder = saved
+    assert pretrained.stored_as(folder) == "float32"
+    files.write_tensors(folder / "model.safetensors", {k: v.half() for k, v in model.state_dict().items()})
+    assert pretrained.stored_as(folder) == "float16" and vnca.load(folder).encoder is not None
 
 
 def test_a_failing_write_leaves_the_old_weights(saved, monkeypatch):

@@ -346,7 +346,7 @@ def test_the_table_of_healing_reads_each_figure_at_its_step(results, tmp_path):
     entry = {"images": 7, "data": "digits", "parts": parts | {"repeated": curve([], rounds=rounds)}}
     (tmp_path / "results" / "healing.json").write_text(json.dumps({"one": entry, "two": entry}))
     table = readme.render_healing().splitlines()
-    assert table[0] == "| | `one` | `two` |"
+    assert table[0] == "| measured | `one` | `two` |"
     assert table[2] == "| bits per pixel, grown | 0.100 | 0.100 |"
     assert table[3] == "| 50 steps later | 2e+04 | 2e+04 |"
     assert table[4] == "| 200 steps later | overflow | overflow |"

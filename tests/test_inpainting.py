@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import vnca
-from vnca import evidence, inpainting, masks, pretrained, regrowth
+from vnca import evidence, inpainting, masks, posterior, pretrained, regrowth
 from vnca.__main__ import main
 from vnca.pictures import image_grid, read_png
 from vnca.priors import MixturePrior
@@ -130,6 +130,48 @@ def known(request):
 @pytest.fixture(scope="module")
 def one_mode():
     return solve(linear_toy())
+
+
+@torch.no_grad()
+def fitted(model, x, observed):
+    """The proposal for p(z | x_o), and the directions of the latent that images depend on."""
+    search = posterior.prepare(model, seeded())
+    return posterior.fit(posterior.Task.of(model, x, observed), search, seeded()), search.directions.tolist()
+
+
+def test_proposals_are_wider_only_where_images_depend_on_the_latent():
+    weight = torch.zeros(784, 5, dtype=torch.float64)
+    weight[:, 1], weight[:, 3] = 0.15 * torch.randn(2, 784, generator=seeded(1), dtype=torch.float64)
+
+    def encode(x):
+        mean = x.flatten(1).mean(dim=1, keepdim=True) * torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0])
+        return mean, mean.new_tensor([1.0, 0.2, 1.0, 0.2, 1.0]).log().expand_as(mean)
+
+    model = toy(5, encode, lambda z: z @ weight.T)
+    x = torch.bernoulli(model.decode(model.draw(3, seeded())).sigmoid(), generator=seeded())
+    mixture, directions = fitted(model, x, torch.ones_like(x, dtype=torch.bool))
+    assert directions == [1, 3]
+    narrow, wide = ((mixture.root[i] @ mixture.root[i].mT).diagonal(dim1=1, dim2=2) for i in (0, 1))  # precisions
+    assert torch.allclose(wide[:, directions], narrow[:, directions] / posterior.WIDTHS[1] ** 2)
+    assert (wide[:, [0, 2, 4]] == 1).all() and (narrow[:, [0, 2, 4]] == 1).all()
+
+
+def test_no_weight_exceeds_the_likelihood_by_more_than_the_share_of_the_prior(known):
+    mixture, _ = fitted(known.model, known.x, known.observed)
+    far = 6 * torch.randn(500, len(known.x), known.model.latent_size, generator=seeded(3), dtype=torch.float64)
+    weight = known.model.prior.log_prob(far) - mixture.log_prob(far)  # without p(x_o | z)
+    assert weight.max() <= -math.log(posterior.PRIOR_SHARE) + 1e-9
+    assert weight.max() > -math.log(posterior.PRIOR_SHARE) - 0.1, "far from the Gaussians it is as large"
+
+
+def test_proposals_have_the_density_that_they_are_drawn_from(known):
+    mixture, _ = fitted(known.model, known.x, known.observed)
+    z = mixture.sample(20_000, seeded(4))
+    bound = 0.8 * (z - z.mean(dim=0)).abs().amax(dim=(0, 1)).clamp(max=4)  # a box with most of the mass
+    inside = ((z - z.mean(dim=0)).abs() < bound).all(dim=-1).double().mean(dim=0)  # (B,)
+    points = (2 * torch.rand(200_000, 1, z.shape[-1], generator=seeded(5), dtype=z.dtype) - 1) * bound + z.mean(dim=0)
+    mass = mixture.log_prob(points).exp().mean(dim=0) * (2 * bound).prod()
+    assert torch.allclose(mass, inside, atol=0.03)
 
 
 def test_the_conditional_log_likelihood_meets_quadrature(known):
@@ -532,7 +574,7 @@ def _damaged(folder):
         (None, {"out": "run/../mask.png"}, "would replace a file that is read"),
         (None, {"out": "nowhere/out.png"}, "lies in one that does not exist"),
         (None, {"weights": "nothing"}, "no weights named"),
-        (None, {"n": "0"}, "--n is at least 1, not 0"),
+        (None, {"n": "0"}, "--n is from 1 to 10000, not 0"),
         (None, {"seed": "-1"}, "--seed is a whole number"),
     ],
 )
@@ -563,6 +605,17 @@ def test_pictures_of_every_kind_are_read_in_grey(tmp_path, mode, pixel, expected
     grey = read_png(tmp_path / "picture.png")
     assert grey.shape == (1, 2, 3) and grey.dtype == torch.float32
     torch.testing.assert_close(grey, torch.full((1, 2, 3), expected), atol=0.003, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16"])
+def test_a_grey_that_stands_for_transparent_is_white(tmp_path, mode):
+    picture = Image.new(mode, (2, 1), 0)
+    picture.putpixel((1, 0), 255)
+    picture.save(tmp_path / "picture.png", transparency=0)
+    assert read_png(tmp_path / "picture.png")[0, 0, 0] == 1
+    picture.save(tmp_path / "picture.png", transparency=255)
+    grey = read_png(tmp_path / "picture.png")[0, 0]
+    assert grey[0] == 0 and grey[1] == 1
 
 
 def test_a_palette_is_read_by_its_colors(tmp_path):

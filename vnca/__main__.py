@@ -17,6 +17,8 @@ from vnca.inpainting import inpaint
 from vnca.pictures import read_png, save_png
 from vnca.presets import PRESETS
 
+MOST_IMAGES = 10_000  # in one picture
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
@@ -38,7 +40,7 @@ def _fail(error: Exception, code: int) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    preset = options.preset or "quick"
+    preset = "quick" if options.preset is None else options.preset
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
     keep = options.resume and options.preset is None
@@ -55,15 +57,18 @@ def _train(options: argparse.Namespace) -> None:
     )
 
 
-def _require_writable(path: Path) -> None:
-    """Refuse, before the work begins, a file that could not be written after it."""
+def _require_writable(path: Path, *weights: str) -> None:
+    """Refuse, before the work begins, a file that could not be written after it, or that belongs to the weights."""
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"--out {path} is a folder or lies in one that does not exist; give a file's name")
+    folders = [pretrained.find(each).resolve() for each in weights]
+    if path.resolve().parent in folders and path.name in training.FILES:
+        raise ValueError(f"--out {path} would replace a file of the weights; give another name")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     if options.out is not None:
-        _require_writable(options.out)
+        _require_writable(options.out, *[each for each in (options.weights, options.against) if each is not None])
     with tqdm(disable=None, unit=" samples", unit_scale=True, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -105,11 +110,11 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _generator(options: argparse.Namespace) -> torch.Generator:
     """The source of randomness of a command that writes `--n` images to `--out`; first it checks these three."""
-    if options.n < 1:
-        raise ValueError(f"--n is at least 1, not {options.n}")
+    if not 1 <= options.n <= MOST_IMAGES:
+        raise ValueError(f"--n is from 1 to {MOST_IMAGES}, not {options.n}")
     if not 0 <= options.seed < 2**32:
         raise ValueError(f"--seed is a whole number from 0 to {2**32 - 1}, not {options.seed}")
-    _require_writable(options.out)
+    _require_writable(options.out, options.weights)
     return torch.Generator().manual_seed(options.seed)
 
 
@@ -158,11 +163,18 @@ def _export(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vnca", description="Train, evaluate and sample from VNCAs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_train, _add_evaluate, _add_sample, _add_inpaint, _add_export):
+        add(commands)
+    return parser
 
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    width = max(map(len, PRESETS))
     command = commands.add_parser(
         "train",
         help="train a model into a folder",
-        epilog="presets:\n" + "\n".join(f"  {name:8} {p.purpose} ({p.expected()})" for name, p in PRESETS.items()),
+        epilog="presets:\n"
+        + "\n".join(f"  {name:{width}} {p.purpose} ({p.expected()})" for name, p in PRESETS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     presets = ", ".join(PRESETS)
@@ -184,6 +196,8 @@ def _parser() -> argparse.ArgumentParser:
     existing.add_argument("--overwrite", action="store_true", help="start anew in a folder that has files")
     command.set_defaults(run=_train)
 
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("evaluate", help="bounds on the log-likelihood of the test set, in nats")
     _add_weights(command)
     command.add_argument("--num-samples", type=int, default=128, help="importance samples an image (default: 128)")
@@ -199,6 +213,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--overwrite", action="store_true", help="start anew, whatever is kept beside --out")
     command.set_defaults(run=_evaluate)
 
+
+def _add_sample(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("sample", help="draw images from the prior into a PNG file")
     _add_weights(command)
     command.add_argument("--out", type=Path, required=True, help="the PNG file")
@@ -206,6 +222,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="of the latents (default: 0)")
     command.set_defaults(run=_sample)
 
+
+def _add_inpaint(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "inpaint",
         help="paint in the missing pixels of an image",
@@ -226,6 +244,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_inpaint)
 
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "export",
         help="write a model as scripts for the book's pages",
@@ -236,7 +256,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, help="the folder of the scripts")
     command.add_argument("--float32", action="store_true", help="do not round the weights")
     command.set_defaults(run=_export)
-    return parser
 
 
 def _add_weights(command: argparse.ArgumentParser) -> None:

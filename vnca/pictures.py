@@ -81,8 +81,9 @@ def read_png(path: str | os.PathLike) -> torch.Tensor:
         raise ValueError(f"{path} is not a PNG file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{path} cannot be read as a PNG file: {error}") from None
-    if image.mode.startswith("I"):  # 16 bits of grey
+    if image.mode.startswith("I"):  # 16 bits of grey, of which one may stand for transparent
         values = np.asarray(image, dtype=np.float32) / 65535
+        values = np.where(np.asarray(image) == image.info.get("transparency", -1), np.float32(1), values)
     else:
         opaque = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         values = np.asarray(opaque.convert("L"), dtype=np.float32) / 255

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Normal
 
 from vnca.decoders import IMAGE_SIZE
@@ -29,7 +29,7 @@ STARTS = 8  # of them, so many are looked at for each image
 MODES = 2  # and so many end in a Gaussian
 MOVES = 2  # Gauss-Newton steps towards a mode
 WIDTHS = (1.0, 1.3)  # of the Gaussians: tails of p(z | x_o) are heavier than those of its Laplace approximation
-PRIOR_SHARE = 0.05  # of latents drawn from the standard normal, so that no weight is without bound
+PRIOR_SHARE = 0.05  # of latents drawn from the prior, so that no weight exceeds 20 p(x_o | z)
 USED = 0.05  # nats: directions of the latent with less information on images are left to the prior
 DIFFERENCE = 2.0  # of latents, in deviations of the encoder's posterior: such secants serve better than tangents
 
@@ -140,14 +140,16 @@ def prepare(model: VAE, generator: torch.Generator | None) -> Search:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Gaussians over the latents of B images, C for each.
+    """The model's prior, and Gaussians over the latents of B images, C for each.
 
     Attributes:
+        prior: of the model.
         mean: `(C, B, D)`.
         root: lower triangular R `(C, B, D, D)`; the precision is R Rᵀ.
-        share: `(C,)`, the weights of the components.
+        share: `(1 + C,)`, the weights of the prior and of the Gaussians.
     """
 
+    prior: nn.Module
     mean: Tensor
     root: Tensor
     share: Tensor
@@ -158,17 +160,17 @@ class Mixture:
         log_share = self.share.log()[:, None].expand(-1, images)
         chosen = choose(log_share, count, generator)  # (K, B)
         noise = standard_normal((count, images, size), self.mean, generator)
-        z = torch.empty_like(noise)
+        z = self.prior.draw(noise.flatten(0, 1), generator).view_as(noise)
         for component in range(components):
             drawn = torch.linalg.solve_triangular(self.root[component].mT, noise.permute(1, 2, 0), upper=True)
             drawn = self.mean[component] + drawn.permute(2, 0, 1)  # (B, D, K) -> (K, B, D)
-            z = torch.where((chosen == component)[..., None], drawn, z)
+            z = torch.where((chosen == 1 + component)[..., None], drawn, z)
         return z
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of latents `(K, B, D)`: `(K, B)`."""
-        parts = []
-        for mean, root, share in zip(self.mean, self.root, self.share, strict=True):
+        parts = [self.share[0].log() + self.prior.log_prob(z)]
+        for mean, root, share in zip(self.mean, self.root, self.share[1:], strict=True):
             whitened = torch.einsum("bji,kbj->kbi", root, z - mean)
             log_root = root.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)  # (B,)
             parts.append(share.log() + log_normal(whitened, 0, 1) + log_root)
@@ -176,25 +178,25 @@ class Mixture:
 
 
 def fit(task: Task, search: Search, generator: torch.Generator | None) -> Mixture:
-    """The standard normal, and Gaussians at modes of p(z | x_o), each in several widths.
+    """The prior, and Gaussians at modes of p(z | x_o), each in several widths.
 
-    A prior that was learned counts in the weights alone; where the Gaussians lie, the standard normal stands for it.
-    The search for the first mode begins at the candidate of the highest p(x_o, z), the search for each further one at
-    the candidate farthest from the modes found.
+    Where the Gaussians lie, the standard normal stands for a prior that was learned. They are widened only in
+    directions that images depend on: in the others the narrow one is right, and each of many would cost weight for
+    nothing. The search for the first mode begins at the candidate of the highest p(x_o, z), the search for each further
+    one at the candidate farthest from the modes found.
     """
     z, scale = _candidates(task, search, generator)  # (T, B, D) each, best first
-    eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-    mean, root = [torch.zeros_like(z[0])], [eye.expand(z.shape[1], -1, -1)]  # standard normal: (B, D), (B, D, D)
+    mean, root = [], []  # (B, D), (B, D, D) each
     start = torch.zeros_like(z[0, :, 0], dtype=torch.long)  # (B,), the best candidate
     for _ in range(min(MODES, len(z))):
         new_mean, new_root = _laplace(task, pick(z, start[None])[0], pick(scale, start[None])[0], search.directions)
         mean += [new_mean] * len(WIDTHS)
-        root += [new_root / width for width in WIDTHS]
-        apart = torch.stack([(z - m).square().sum(dim=-1) for m in mean[1:]]).amin(dim=0)  # (T, B)
+        # R has no entry that joins these rows with others, so this divides the precision in their directions alone.
+        root += [new_root.index_copy(1, search.directions, new_root[:, search.directions] / w) for w in WIDTHS]
+        apart = torch.stack([(z - m).square().sum(dim=-1) for m in mean]).amin(dim=0)  # (T, B)
         start = apart.argmax(dim=0)
-    share = z.new_full((len(mean),), (1 - PRIOR_SHARE) / (len(mean) - 1))
-    share[0] = PRIOR_SHARE
-    return Mixture(torch.stack(mean), torch.stack(root), share)
+    share = z.new_tensor([PRIOR_SHARE, *[(1 - PRIOR_SHARE) / len(mean)] * len(mean)])
+    return Mixture(task.model.prior, torch.stack(mean), torch.stack(root), share)
 
 
 def _candidates(task: Task, search: Search, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:

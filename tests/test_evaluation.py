@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -272,6 +273,55 @@ def others(weights, tmp_path_factory):
         torch.nn.init.normal_(parameter, std=0.3)
     pretrained.save(model, CONFIG, folder, training=config["training"], run=config["run"])
     return str(folder)
+
+
+@pytest.mark.parametrize(
+    "values", [torch.zeros(3), torch.zeros(500), torch.zeros(16, 1), torch.tensor(1.0), torch.full((16,), math.nan)]
+)
+def test_kept_values_that_no_evaluation_makes_are_refused(weights, tmp_path, capsys, values):
+    out = tmp_path / "result.json"
+    arguments = ["evaluate", "--weights", weights, "--limit", "20", "--num-samples", "4", "--out", str(out)]
+    whole = evaluation.evaluate(weights, 4, 20)
+    kept = Path(f"{out}.part.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        cut_after(patch, 1)
+        assert main(arguments) == 1
+    with safe_open(kept, framework="pt") as file:
+        metadata = file.metadata()
+    files.write_tensors(kept, {"values": values.double()}, metadata)
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert "start anew" in capsys.readouterr().err and not out.exists()
+    assert main([*arguments, "--overwrite"]) == 0
+    assert figures(json.loads(out.read_text())) == figures(whole)
+
+
+def test_an_evaluation_of_other_steps_is_not_gone_on_with(weights, others, tmp_path, monkeypatch):
+    config, model, out = pretrained.read_config(pretrained.find(others)), pretrained.load(others), tmp_path / "o.json"
+    longer = replace(CONFIG, decoder_options={**CONFIG.decoder_options, "steps": 2})
+    pretrained.save(model, longer, tmp_path / "longer", training=config["training"], run=config["run"])
+    with monkeypatch.context() as patch:
+        cut_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.evaluate(others, 4, 20, out=out)
+    with pytest.raises(ValueError, match="another evaluation: model is"):
+        evaluation.evaluate(str(tmp_path / "longer"), 4, 20, out=out)
+
+
+def test_a_result_says_which_weights_and_which_code(weights):
+    evaluated = evaluation.evaluate(weights, 2, 5)["evaluation"]
+    assert evaluated["weights"] == evaluation.digest(pretrained.load(weights).state_dict().values())
+    assert "commit" in evaluated
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "metrics.jsonl"])
+@pytest.mark.parametrize("command", ["evaluate", "sample"])
+def test_no_file_of_the_weights_is_replaced(weights, capsys, command, name):
+    path = Path(weights) / name
+    before = path.read_bytes() if path.exists() else None
+    assert main([command, "--weights", weights, "--out", str(path)]) == 2
+    assert "would replace a file of the weights" in capsys.readouterr().err
+    assert (path.read_bytes() if path.exists() else None) == before
 
 
 def test_two_models_are_compared_image_by_image(weights, others):

@@ -3,7 +3,8 @@
 An evaluation is a sequence of units: a bound of one or a few images from at most `UNIT` samples of the latent. The
 noise of a unit depends on the seed and on the unit's place alone, and the importance-weighted bound of an image is put
 together from those of its units. So memory does not grow with the number of samples, and an evaluation that was cut at
-any moment goes on to exactly the same figures. A CPU evaluates one unit after another, a GPU a group of them at once.
+any moment goes on, on the same machine, to exactly the same figures. A CPU evaluates one unit after another, a GPU a
+group of them at once.
 """
 
 import datetime
@@ -158,7 +159,7 @@ class Kept:
             return [], 0.0
         try:
             with safe_open(self.path, framework="pt") as file:
-                values = file.get_tensor("values").tolist()
+                values = _checked(file.get_tensor("values"))
                 saved = json.loads(file.metadata()["evaluation"])
                 theirs, seconds = dict(saved["identity"]), float(saved["seconds"])
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -186,6 +187,13 @@ class Kept:
         for path in self.path.parent.iterdir():
             if path == self.path or (path.name.startswith(f"{self.path.name}.") and path.suffix == ".part"):
                 path.unlink(missing_ok=True)
+
+
+def _checked(values: Tensor) -> list[float]:
+    """The values of units as numbers; raises `ValueError` unless they are a list of numbers."""
+    if values.ndim != 1 or values.isnan().any():
+        raise ValueError("its values are no list of numbers")
+    return values.tolist()
 
 
 @torch.no_grad()
@@ -235,10 +243,7 @@ def bounds(
     if kept is not None:
         kept.save(values, spent)  # a folder that cannot be written is better known now than after hours
     units, total = _units(len(images), num_samples), len(images) * (1 + num_samples)
-    counted = done = 0  # values and samples of what was kept, then of all that is done
-    while counted < len(values):
-        unit = next(units)
-        counted, done = counted + unit.images, done + unit.size
+    done = _pass_over(units, len(values))  # samples of what was kept, then of all that is done
     arithmetic = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
     try:
         # float32 is float32 on a GPU, too
@@ -260,6 +265,21 @@ def bounds(
         progress(total, total)
     minutes = (spent + time.monotonic() - started) / 60
     return Bounds(*_combine(values, len(images), num_samples), num_samples, round(minutes, 2))
+
+
+def _pass_over(units: Iterator[_Unit], count: int) -> int:
+    """Leave out the units that made the first `count` values; the number of their samples.
+
+    Raises:
+        ValueError: if no number of units makes so many.
+    """
+    made = samples = 0
+    while made < count:
+        unit = next(units, None)
+        if unit is None or made + unit.images > count:
+            raise ValueError(f"{count} values are kept, which no part of this evaluation has; start anew")
+        made, samples = made + unit.images, samples + unit.size
+    return samples
 
 
 def wider(posterior: Normal, trust: float) -> Normal:
@@ -393,8 +413,10 @@ def evaluate(
         progress: called with the number of samples done and of all samples.
 
     Returns:
-        What a file of `results/` holds: model, data, bounds, parameters, the run, hardware, commit, date. With
-        `against`, its entry `"against"` holds the other bounds and the differences, this model's minus the other's.
+        What a file of `results/` holds: model, data, bounds, parameters; of the training its updates, minutes, hardware
+        and commit; of the evaluation its date, machine, commit and a digest of the weights it read. With
+        `against`, its entry `"against"` holds the other bounds and the differences, this model's minus the
+        other's.
 
     Raises:
         ValueError: if there are no such weights, a number is out of range, `against` was trained on other data, what
@@ -421,9 +443,12 @@ def evaluate(
         "num_samples": num_samples,
         "seed": seed,
         "precision": "bfloat16 autocast" if bfloat16 else "float32",
+        "machine": hardware.machine(device),
         "units": [UNIT, ELBO_IMAGES],
     }
-    identities = [{"weights": digest(model.state_dict().values())} | common for model in models]
+    settings = [pretrained.read_config(folder)["model"] for folder in folders]
+    weights_of = [digest(model.state_dict().values()) for model in models]
+    identities = [{"weights": w, "model": s} | common for w, s in zip(weights_of, settings, strict=True)]
     kept = [] if out is None else _kept_beside(out, identities, overwrite)
     found, decoded = [], {} if against is not None and _differ_in_prior_alone(folders, models) else None
     for number, model in enumerate(models):
@@ -438,7 +463,8 @@ def evaluate(
             progress=progress and _as_part(progress, number, len(models)),
         )
         found.append(measured)
-    evaluation = {"machine": hardware.machine(device), "precision": common["precision"], "seed": seed}
+    evaluation = {key: common[key] for key in ("machine", "precision", "seed")}
+    evaluation |= {"weights": weights_of[0], "commit": hardware.commit()}
     result = _record(folders[0], models[0], found[0], evaluation)
     if against is not None:
         result["against"] = {"name": folders[1].resolve().name} | _differences(*found)
@@ -504,9 +530,10 @@ def _record(folder: Path, model: VAE, measured: Bounds, evaluation: dict) -> dic
 def _data_of(folder: Path) -> str:
     """The data set that weights were trained on."""
     config = pretrained.read_config(folder)
-    if "training" not in config or "run" not in config:
+    training, run = config.get("training"), config.get("run")
+    if not isinstance(training, dict) or "data" not in training or not isinstance(run, dict):
         raise ValueError(f"{folder / 'config.json'} does not say on which data the weights were trained, and how long")
-    return config["training"]["data"]
+    return training["data"]
 
 
 def _differences(ours: Bounds, theirs: Bounds) -> dict[str, float]:

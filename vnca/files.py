@@ -14,15 +14,22 @@ from torch import Tensor
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A path beside `path` to write to: it takes the place of `path` at the end of the block, or vanishes on an error.
 
+    Where `path` is a symbolic link, what it points to is replaced. A file that is replaced keeps its permissions.
+
     Raises:
-        OSError: if the folder does not exist or cannot be written, or `path` is a folder itself.
+        OSError: if the folder does not exist or cannot be written, or `path` is a folder, a device or a pipe.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    permissions = path.stat().st_mode & 0o777 if path.exists() else None
+    if permissions is not None and not path.is_file():
+        raise OSError(f"{path} is a device or a pipe, which cannot be replaced; give the name of a file")
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")  # two processes never write the same one
     try:
         yield beside
+        if permissions is not None:
+            beside.chmod(permissions)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

@@ -15,7 +15,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vnca
@@ -266,6 +267,14 @@ def test_a_run_whose_gradients_stay_infinite_stops_with_advice(tmp_path, capsys,
     assert all(value.isfinite().all() for value in weights(out).values()), "the last good weights stay"
 
 
+def test_a_run_that_ends_before_it_could_stop_says_that_it_diverged(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", "--out", str(out), "--updates", "5", "--learning-rate", "1e30"]) == 1
+    error = one_line_error(capsys)
+    assert "images are not finite numbers" in error and "learning rate below 1e+30" in error
+    assert all(value.isfinite().all() for value in weights(out).values()), "the last good weights stay"
+
+
 def test_one_update_that_is_not_finite_is_skipped_and_counted(monkeypatch):
     run = run_of(TINY)
     run.step()
@@ -323,6 +332,19 @@ def test_what_a_killed_run_was_about_to_write_is_removed(tmp_path, monkeypatch):
     (tmp_path / "model.safetensors.123.part").touch()
     training.train(TINY, tmp_path, overwrite=True)
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_what_is_not_of_a_run_is_neither_removed_nor_overwritten(tmp_path, capsys):
+    foreign = tmp_path / "thesis.pdf.part"
+    foreign.touch()
+    assert main(["train", "--out", str(tmp_path), "--overwrite"]) == 2
+    assert "holds thesis.pdf.part, and no run" in one_line_error(capsys)
+    foreign.unlink()
+    training.train(TINY, tmp_path)
+    foreign.touch()
+    training.train(TINY, tmp_path, resume=True)
+    training.train(TINY, tmp_path, overwrite=True)
+    assert foreign.exists()
 
 
 def test_a_resumed_run_needs_no_more_the_weights_it_started_from(tmp_path, monkeypatch):
@@ -441,8 +463,20 @@ def test_a_run_without_updates_fits_the_prior_and_nothing_else(tmp_path):
     run = json.loads((fitted / "config.json").read_text())["run"]
     assert (run["updates"], run["images_seen"]) == (0, 0) and run["before"][0]["updates"] == 2
     assert (fitted / "samples.png").exists()
-    with pytest.raises(ValueError, match="updates is at least 1, not 0"):
+    again = tmp_path / "again"
+    more = replace(MIXTURE_OF_3, updates=0, samples=1, init_from=str(fitted), seed=1)
+    training.train(more, again)
+    assert not torch.equal(weights(again)["prior.mean"], ours["prior.mean"]), "a prior of the same size is fitted anew"
+    with pytest.raises(ValueError, match="updates is a whole number, at least 1, not 0"):
         replace(TINY, updates=0)
+
+
+def test_a_prior_is_fitted_to_the_posteriors_of_binary_images(monkeypatch):
+    seen, encode = [], training.encode_in_chunks
+    monkeypatch.setattr(training, "encode_in_chunks", lambda model, x, size: seen.append(x) or encode(model, x, size))
+    images = torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    run_of(MIXTURE_OF_3, images)
+    assert ((seen[0] == 0) | (seen[0] == 1)).all() and (seen[0] - images).abs().mean() < 0.4
 
 
 def test_resuming_puts_the_learned_prior_back_without_fitting_it_again(tmp_path, monkeypatch):
@@ -687,6 +721,64 @@ def test_a_damaged_checkpoint_is_named(tmp_path, capsys):
     capsys.readouterr()
     assert main(["train", "--out", str(out), "--resume"]) == 2
     assert str(path) in one_line_error(capsys)
+
+
+def rewritten(path, progress=None, drop=(), cut=()):
+    """Write a checkpoint again, with other progress, without some tensors, and with others cut to one number."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        metadata = file.metadata() if progress is None else {"progress": json.dumps(progress)}
+    kept = {key: value for key, value in tensors.items() if not key.endswith(drop or "nothing")}
+    kept = {
+        key: value.flatten()[:1].clone() if key.endswith(cut or "nothing") else value for key, value in kept.items()
+    }
+    save_file(kept, path, metadata)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"progress": value} for value in ({}, [], None, {"update": 1})),
+        {"progress": {"update": -5, "seconds": 1.0, "skipped": 0}},
+        {"progress": {"update": 1.5, "seconds": 1.0, "skipped": 0}},
+        {"progress": {"update": 4, "seconds": math.nan, "skipped": 0}},
+        {"drop": (".0.step", ".0.exp_avg", ".0.exp_avg_sq")},
+        {"drop": ".1.exp_avg_sq"},
+        {"cut": ".exp_avg"},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_with_something_wrong_in_it_is_not_gone_on_from(tmp_path, capsys, monkeypatch, change):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        assert main(["train", "--out", str(out)]) == 1
+    rewritten(out / checkpoints.NAME, **change)
+    capsys.readouterr()
+    assert main(["train", "--out", str(out), "--resume"]) == 2
+    error = one_line_error(capsys)
+    assert checkpoints.NAME in error and "start again with --overwrite" in error
+
+
+@pytest.mark.parametrize("run", [None, [], {}])
+def test_a_run_without_its_record_is_not_gone_on_with(tmp_path, capsys, monkeypatch, run):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        assert main(["train", "--out", str(out)]) == 1
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"run": run}))
+    capsys.readouterr()
+    assert main(["train", "--out", str(out), "--resume"]) == 2
+    assert "does not record its run" in one_line_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("updates", 1.5), ("warmup", math.nan), ("batch_size", 1.5), ("seed", 1.5), ("samples", 2.0)]
+)
+def test_whole_numbers_are_whole(name, value):
+    with pytest.raises(ValueError, match=f"{name} is a whole number"):
+        replace(TINY, **{name: value})
 
 
 def test_pixels_outside_0_to_1_are_refused(tmp_path, capsys, monkeypatch):

@@ -33,7 +33,7 @@ class Terms(NamedTuple):
 
     Attributes:
         log_likelihood: log p(x | z), `(B,)` nats.
-        kl: the KL divergence from the prior, `(B,)` nats.
+        kl: the KL divergence from the prior, `(B,)` nats; of the importance-weighted bound what stands for it.
         penalty: what else has to stay small, `(B,)`. The loss is the mean of `kl - log_likelihood + penalty`.
         fresh: which samples were grown from a seed, `(B,)` bool. Only for them are the two terms those of the ELBO.
         outcome: what `keep` takes, or None.

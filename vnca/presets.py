@@ -60,8 +60,8 @@ class TrainConfig:
         fewest = 0 if self.model.components else 1
         for name, least in (("updates", fewest), ("batch_size", 1), ("warmup", 0), ("kl_warmup", 0), ("samples", 1)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is at least {least}, not {value}")
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} is a whole number, at least {least}, not {value}")
         for name in ("learning_rate", "clip", "minutes"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -75,7 +75,7 @@ class TrainConfig:
             )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema lies in [0, 1), but is {self.ema}")
-        if not 0 <= self.seed < 2**32:
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is a whole number from 0 to {2**32 - 1}, not {self.seed}")
 
     def fraction_at(self, update: int, seconds: float) -> float:
@@ -143,10 +143,13 @@ class Preset:
         if self.minutes is None:
             return "no measured run yet"
         bound = f", {self.nats:.1f} nats".replace("-", "−") if self.nats is not None else ""
-        return f"{self.minutes:.0f} minutes on {self.hardware}{bound}"
+        minutes = f"{self.minutes:.0f} minute{'s' if round(self.minutes) != 1 else ''}"
+        return f"{minutes} on {self.hardware}{bound}"
 
 
 SMALL = ModelConfig("doubling", 64, 8, {"hidden": 64, "steps": 4})
+# Their code (revision 036578c of its repository) differs in that it pads images to 32 x 32 and scores all 1,024 pixels,
+# here the decoder is cropped to the 784 of the image; and in that it multiplies in float32 everywhere.
 PAPER = TrainConfig(
     model=ModelConfig(),
     data="binarized-mnist",
@@ -254,7 +257,7 @@ PRESETS = {
         nats=-83.1,
         hardware="two cores of an AMD EPYC",
     ),
-    "paper": Preset(PAPER, "the doubling VNCA exactly as Palm et al. 2022 trained it"),
+    "paper": Preset(PAPER, "the doubling VNCA with the recipe of Palm et al. 2022"),
     "best": Preset(
         BEST,
         "the paper's model with the best recipe so far",

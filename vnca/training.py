@@ -36,6 +36,7 @@ from vnca.vae import VAE, ModelConfig, build, encode_in_chunks, require_pixels
 LOG_EVERY = 20  # updates between two records of the metrics
 SAMPLES_SECONDS = 300  # between two grids of samples in TensorBoard, because on a CPU each costs seconds
 SKIPS = 10  # updates in a row that may be skipped before the run ends
+FILES = (checkpoints.NAME, "metrics.jsonl", "model.safetensors", "config.json", "samples.png")  # of a run
 
 
 class TrainingError(RuntimeError):
@@ -70,13 +71,18 @@ def train(
         on_log: called with each record of the metrics.
 
     Returns:
-        The trained model, with averaged weights if `config.ema` is positive, in eval mode.
+        The trained model, with averaged weights if `config.ema` is positive, in eval mode, on the device it was
+        trained on.
 
     Raises:
         ValueError: if the data, the folder or the processes do not fit: `out` has files and neither `resume` nor
-            `overwrite` is given, the checkpoint is of another configuration, pixels lie outside [0, 1], or the batch
-            cannot be shared equally.
-        TrainingError: if the gradient is not finite for several updates in a row. The last checkpoint stays.
+            `overwrite` is given, or `overwrite` and files that are not those of a run; the checkpoint is damaged or of
+            another configuration; `init_from` or `encoder_from` names no weights or those of another model; lessons
+            are impossible; pixels lie outside [0, 1]; or the batch cannot be shared equally.
+        vnca.data.DataError: if the data cannot be had.
+        OSError: if the folder cannot be written.
+        TrainingError: if the gradient is not finite for several updates in a row, or the trained model's images are
+            not. The last checkpoint stays.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
     out = Path(out)
@@ -176,6 +182,9 @@ class _Run:
 
         None is written while updates are being skipped: if they all are from now on, the last one is worth more. But a
         few skipped ones at the end, which changed no weight, must not cost what was learned before them.
+
+        Raises:
+            TrainingError: if the last updates were all skipped, or the trained model's images are not finite.
         """
         if self.update == 0:
             self.save()  # from the first moment there is something to resume
@@ -197,13 +206,18 @@ class _Run:
                 if metrics is not None and time.monotonic() - sampled > SAMPLES_SECONDS:
                     metrics.samples(self.update, self.samples(16))
                     sampled = time.monotonic()
+            if self.fraction == 1 and not self.samples(1).isfinite().all():
+                raise TrainingError(
+                    f"after {self.update} updates the model's images are not finite numbers: "
+                    f"start again with a learning rate below {self.config.learning_rate:g}"
+                )
             if self.skips[0] < SKIPS:
                 self.save()
             if metrics is not None and self.fraction == 1:
                 metrics.samples(self.update, self.samples(16))
 
     def step(self) -> None:
-        """One update. An update whose gradient is not finite changes no weight and is counted."""
+        """One update. One whose gradient is not finite is counted and changes no weight; their average goes on."""
         config, accelerator = self.config, self.accelerator
         self.objective.train()
         self.noise.manual_seed(seed_of(config.seed, "noise", self.update))
@@ -245,7 +259,10 @@ class _Run:
         return alone and self.accelerator.scaler is None and all(isinstance(v, Tensor) for v in shared.values())
 
     def batch(self) -> Tensor:
-        """The images of the next update, `(B, 1, 28, 28)`: each epoch is a fresh permutation of the whole set."""
+        """The images of the next update, `(B, 1, 28, 28)`.
+
+        Each epoch is a fresh permutation of the whole set, cut into batches; what is left at its end is not used.
+        """
         size = self.batch_size
         epoch, position = divmod(self.update, len(self.images) // size)
         if self.order[0] != epoch:
@@ -327,10 +344,13 @@ class _Run:
         )
 
     def restore(self) -> None:
+        """Go on from the checkpoint; raises `ValueError` if it or the record of its run is damaged."""
         progress = checkpoints.restore(self.out, self.parts(), self.optimizer.optimizer)
         self.update, self.seconds = progress["update"], progress["seconds"]
         self.skips[1] = progress["skipped"]
-        theirs = pretrained.read_config(self.out)["run"]
+        theirs = pretrained.read_config(self.out).get("run")
+        if not isinstance(theirs, dict) or not {"hardware", "commit"} <= theirs.keys():
+            raise ValueError(f"{self.out / 'config.json'} does not record its run; start again with --overwrite")
         self.before = theirs.get("before", [])
         if self.fraction == 1:  # nothing is left to train
             self.hardware, self.commit = theirs["hardware"], theirs["commit"]
@@ -347,9 +367,9 @@ class _Run:
 def _start(config: TrainConfig, images: Tensor | None) -> VAE:
     """The model that training starts from.
 
-    A prior to be learned starts as that of `init_from`, if that is of the same kind and size, or else fitted to the
-    posteriors of the images. None instead of them leaves all weights random: a checkpoint will be put over them, and
-    those the run started from may be gone.
+    A prior to be learned starts as that of `init_from`, if that is of the same kind and size and there is an update to
+    come, or else fitted to the posteriors of the images. None instead of them leaves all weights random: a
+    checkpoint will be put over them, and those the run started from may be gone.
 
     Raises:
         ValueError: if `init_from` or `encoder_from` names no weights, or those of another model or encoder.
@@ -366,7 +386,7 @@ def _start(config: TrainConfig, images: Tensor | None) -> VAE:
         but_for_prior = replace(theirs, **prior) if to_fit else theirs
         if but_for_prior != config.model:
             raise ValueError(f"the weights {config.init_from} are of another model: {theirs}, not {config.model}")
-        to_fit = theirs != config.model
+        to_fit = to_fit and (theirs != config.model or config.updates == 0)
         weights = pretrained.load(config.init_from).state_dict().items()
         weights = {key: value for key, value in weights if not (to_fit and key.startswith("prior."))}
         model.load_state_dict(model.state_dict() | weights)
@@ -387,7 +407,9 @@ def _start(config: TrainConfig, images: Tensor | None) -> VAE:
 
 @torch.no_grad()
 def _fit_prior(model: VAE, images: Tensor, seed: int) -> None:
-    posterior = encode_in_chunks(model, images, 1000)
+    """Fit a learned prior to the posteriors of the images, binarized by chance as in training."""
+    binary = torch.bernoulli(images, generator=torch.Generator().manual_seed(seed_of(seed, "binary")))
+    posterior = encode_in_chunks(model, binary, 1000)
     model.prior.fit(posterior.mean, posterior.stddev, torch.Generator().manual_seed(seed_of(seed, "prior")))
 
 
@@ -420,18 +442,31 @@ def _check(config: TrainConfig, out: Path, resume: bool, overwrite: bool, checkp
             raise ValueError(f"the run to resume has another configuration: {'; '.join(differences)}")
     elif out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ValueError(f"--out {out} already has files: add --resume to go on, or --overwrite to start anew")
+    elif out.is_dir() and (foreign := _foreign(out)):
+        raise ValueError(f"--out {out} holds {foreign}, and no run that could be overwritten; give another folder")
+
+
+def _foreign(out: Path) -> str | None:
+    """The name of something in a folder that is not of a run, unless there is a run beside it."""
+    try:
+        saved_config(out)
+    except ValueError:
+        names = sorted(path.name for path in out.iterdir())
+        return next((name for name in names if not name.startswith(FILES) and name != "tensorboard"), None)
+    return None
 
 
 def _clear_unfinished(out: Path) -> None:
     """Remove files that a killed run was about to write."""
-    for left in out.glob("*.part"):
-        left.unlink()
+    for name in FILES:
+        for left in out.glob(f"{name}.*.part"):
+            left.unlink()
 
 
 def _clear_folder(out: Path) -> None:
     """Make the folder, without the files of an earlier run."""
     _clear_unfinished(out)
-    for name in (checkpoints.NAME, "metrics.jsonl", "model.safetensors", "config.json", "samples.png"):
+    for name in FILES:
         (out / name).unlink(missing_ok=True)
     for events in out.glob("tensorboard/events.*"):
         events.unlink()

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 
 def require_state(state: Tensor) -> None:
-    """Raise `ValueError` unless `state` has the shape `(B, C, H, W)`."""
+    """Raise `ValueError` unless `state` is a tensor of the shape `(B, C, H, W)`."""
+    if not isinstance(state, Tensor):
+        raise ValueError(f"a cell state is a torch.Tensor (B, C, H, W), not a {type(state).__name__}")
     if state.ndim != 4:
         raise ValueError(f"a cell state has the shape (B, C, H, W), but this one is {tuple(state.shape)}")
 

@@ -33,6 +33,8 @@ def pixel_logits(state: Tensor) -> Tensor:
 
 
 def _require_latents(z: Tensor, latent_size: int) -> None:
+    if not isinstance(z, Tensor):
+        raise ValueError(f"latents are a torch.Tensor (B, {latent_size}), not a {type(z).__name__}")
     if z.ndim != 2 or z.shape[1] != latent_size:
         raise ValueError(f"this decoder takes latents (B, {latent_size}), not {tuple(z.shape)}")
 
@@ -169,7 +171,7 @@ class DoublingDecoder(CellDecoder):
 
     Without arguments it is the decoder of Palm et al., ICLR 2022, with 1,182,208
     parameters. Each of its five stages (2 × 2, 4 × 4, 8 × 8, 16 × 16, 32 × 32) takes `steps` steps; a doubling leads
-    from one stage to the next.
+    from one stage to the next. The logits are cropped to the image; the paper's code has some for its border, too.
 
     Args:
         channels: channels of a cell, which is also the size `D` of the latent.
@@ -178,15 +180,15 @@ class DoublingDecoder(CellDecoder):
         residual_blocks: residual blocks inside the update.
 
     Raises:
-        ValueError: if `steps` is negative, or the update does not accept the other arguments.
+        ValueError: if `steps` is negative or no whole number, or the update does not accept the other arguments.
     """
 
     doublings = 4  # from 2 x 2 to 32 x 32
 
     def __init__(self, channels: int = 256, hidden: int = 256, steps: int = 8, residual_blocks: int = 4):
         super().__init__()
-        if steps < 0:
-            raise ValueError(f"DoublingDecoder needs steps >= 0, not {steps}")
+        if not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"DoublingDecoder needs a whole number of steps >= 0, not {steps}")
         self.channels = self.latent_size = channels
         self.steps = steps
         self.update = cells.Update(channels, hidden, residual_blocks)
@@ -207,7 +209,7 @@ class DoublingDecoder(CellDecoder):
             z: latents `(B, C)`.
 
         Raises:
-            ValueError: if `z` has another shape.
+            ValueError: at the first state, if `z` has another shape.
         """
         step = self.stepper()
         state = self.seed(z, 2)  # (B, C, 2, 2)
@@ -240,11 +242,12 @@ class RegrowingDecoder(CellDecoder):
         channels: channels of a cell, those of its genome and its age included.
         hidden: channels inside the update.
         min_steps, max_steps: the range of steps in training.
-        latent_size: size `D` of the latent, at most `channels - 2`; None for cells without genome and age, with as
-            many channels as the latent has numbers.
+        latent_size: size `D` of the latent. At most `channels - 2`: then the cells have a genome and an age. Or
+            `channels`, which None stands for: then they have neither.
 
     Raises:
-        ValueError: unless `0 <= min_steps <= max_steps`, or if the update does not accept the other arguments.
+        ValueError: unless `0 <= min_steps <= max_steps` are whole numbers, or if the update does not accept the other
+            arguments.
     """
 
     def __init__(
@@ -256,7 +259,8 @@ class RegrowingDecoder(CellDecoder):
         latent_size: int | None = None,
     ):
         super().__init__()
-        if not 0 <= min_steps <= max_steps:
+        whole = isinstance(min_steps, int) and isinstance(max_steps, int)
+        if not whole or not 0 <= min_steps <= max_steps:
             raise ValueError(f"RegrowingDecoder needs 0 <= min_steps <= max_steps, not {min_steps} and {max_steps}")
         self.channels = channels
         self.latent_size = channels if latent_size is None else latent_size
@@ -297,7 +301,7 @@ class RegrowingDecoder(CellDecoder):
             z: latents `(B, D)`.
 
         Raises:
-            ValueError: if `z` has another shape.
+            ValueError: at the first state, if `z` has another shape.
         """
         state = self.seed(z)  # (B, C, 32, 32)
         yield state

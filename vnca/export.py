@@ -63,7 +63,7 @@ def export(name: str | os.PathLike, folder: str | os.PathLike, float32: bool = F
         The two files.
 
     Raises:
-        ValueError: if there are no such weights.
+        ValueError: if there are no such weights, or the pages cannot run them (see `decoder_script`).
         OSError: if the folder cannot be written.
     """
     model, title = pretrained.load(name), pretrained.find(name).resolve().name

@@ -285,8 +285,10 @@ class LivePlot:
         with plt.rc_context():
             use_style()
             curves(self.records).savefig(file, format="png")
+        bound = metrics.bound_name(last)
+        rest = "the KL term" if bound == "ELBO" else "the log-likelihood above it by"
         alt = (
-            f"Learning curves up to update {last['update']:,}, where the {metrics.bound_name(last)} is "
-            f"{last['nats']:.1f} nats and the KL term {last['kl']:.1f} nats"
+            f"Learning curves up to update {last['update']:,}, where the {bound} is {last['nats']:.1f} nats and "
+            f"{rest} {last['kl']:.1f} nats"
         )
         return Image(file.getvalue(), format="png", alt=alt)

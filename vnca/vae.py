@@ -222,12 +222,15 @@ def at_least_float32(t: Tensor) -> Tensor:
 
 
 def require_pixels(x: Tensor) -> None:
-    """Raise `ValueError` unless all values of the images lie in [0, 1] (a NaN does not)."""
+    """Raise `ValueError` unless the images are a tensor whose values all lie in [0, 1] (a NaN does not)."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"images are a torch.Tensor, not a {type(x).__name__}: torch.as_tensor makes one of an array")
     if x.numel() and not bool(((x >= 0) & (x <= 1)).all()):
-        raise ValueError(
-            f"pixels lie in [0, 1], but these images go from {x.min().item():g} to {x.max().item():g}: "
-            "divide 8-bit images by 255"
-        )
+        if x.isnan().any():
+            raise ValueError("pixels lie in [0, 1], but these images hold NaN")
+        low, high = x.min().item(), x.max().item()
+        advice = ": divide 8-bit images by 255" if low >= 0 and high > 1 else ""
+        raise ValueError(f"pixels lie in [0, 1], but these images go from {low:g} to {high:g}{advice}")
 
 
 @dataclass(frozen=True)

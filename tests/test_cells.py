@@ -156,6 +156,15 @@ def test_a_longer_side_takes_longer_to_mature():
     torch.testing.assert_close(maturing()(state)[:, 1], torch.full((1, 4, 10), 0.1, dtype=torch.float64))
 
 
+def test_a_planted_genome_replaces_that_of_every_cell_that_has_one():
+    state, z = torch.rand(2, 5, 4, 4) + 0.1, torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    hurt = cells.damage(state, 1, 1, 2)
+    planted = cells.plant(hurt, z)
+    assert torch.equal(planted[:, :3], hurt[:, :3])
+    assert torch.equal(planted[:, 3:], cells.damage(z[:, :, None, None].expand(2, 2, 4, 4), 1, 1, 2))
+    assert torch.equal(hurt, cells.damage(state, 1, 1, 2)), "the state itself stays"
+
+
 def test_where_two_genomes_meet_a_cell_without_one_takes_their_mean():
     genome = torch.zeros(1, 2, 1, 3)
     genome[0, :, 0, 0] = torch.tensor([1.0, 2.0])

@@ -52,7 +52,7 @@ def test_a_ramp_of_one_per_cell_has_gradient_one():
 
 
 def test_the_article_s_size_has_8320_parameters():
-    assert sum(parameter.numel() for parameter in GrowingAutomaton().parameters()) == 8320
+    assert sum(parameter.numel() for parameter in GrowingAutomaton(hidden=128).parameters()) == 8320
 
 
 def test_an_untrained_automaton_leaves_the_seed_as_it_is():

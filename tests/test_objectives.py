@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load, save
 
 from vnca import cells
-from vnca.decoders import ConvDecoder, DoublingDecoder, RegrowingDecoder
+from vnca.decoders import ConvDecoder, DoublingDecoder, RegrowingDecoder, crop
 from vnca.healing import image
 from vnca.objectives import (
     HOLE_SIZE,
@@ -311,7 +311,79 @@ def test_cells_with_a_genome_are_trained_like_others():
     assert torch.equal(ages, ages.round()) and ages.max() > 3, "bfloat16 is exact for ages"
 
 
+@pytest.fixture
+def planting():
+    """An objective that plants genomes, with a pool of grown states that each have an image."""
+    torch.manual_seed(0)
+    decoder = RegrowingDecoder(channels=5, hidden=4, min_steps=2, max_steps=3, latent_size=2)
+    torch.nn.init.normal_(decoder.update.layers[-1].weight, std=0.1)
+    persistent = PersistentElbo(VAE(Encoder(2, width=2), decoder), pool_size=16, planted=True)
+    with torch.no_grad():
+        grown = decoder.run(decoder.seed(torch.randn(16, 2)), 40)
+    persistent.pool.commit(torch.arange(16), grown)
+    persistent.images.copy_(images(16, seed=7).bool())
+    persistent.filled.fill_(True)
+    return persistent
+
+
+def test_a_planted_genome_is_that_of_the_image_wanted_in_the_hole(planting):
+    x = images(8)
+    drawn = planting.draw(x, *generators())
+    assert drawn["planted"].tolist() == [False] * 6 + [True] * 2
+    old = planting.images[drawn["place"]].float()
+    hole = (drawn["start"] == 0).all(dim=1, keepdim=True)  # (B, 1, 32, 32)
+    assert hole.flatten(1).sum(dim=1).tolist() == [0] * 4 + [HOLE_SIZE**2] * 4, "all that are resumed are wounded"
+    assert torch.equal(drawn["x"], torch.cat([x[:4], old[4:6], x[6:]]))
+    assert torch.equal(drawn["wanted"][:6], drawn["x"][:6])
+    assert torch.equal(drawn["wanted"][6:], torch.where(hole[6:, :, 2:-2, 2:-2], x[6:], old[6:]))
+
+    terms = planting(**drawn)
+    posterior = planting.model.encode(drawn["x"])
+    z = posterior.mean + posterior.stddev * drawn["noise"]
+    start = drawn["start"].float()
+    start[6:] = cells.plant(start[6:], z[6:])
+    *_, before, last = states_of(planting.model.decoder, start[4:], 3)
+    likelihood = [bernoulli_log_likelihood(crop(state[:, :1]), drawn["wanted"][4:]) for state in (before, last)]
+    torch.testing.assert_close(terms.log_likelihood[4:], torch.stack(likelihood).mean(dim=0))
+    genome = last[2:, -2:][~hole[6:].expand(-1, 2, -1, -1)].view(2, 2, -1)
+    assert torch.equal(genome, z[6:, :, None].expand_as(genome)) and not torch.equal(z[6:], start[4:6, -2:, 0, 0])
+
+
+def states_of(decoder, state, steps):
+    """The states after 1 to `steps` steps."""
+    for _ in range(steps):
+        state = decoder.step(state)
+        yield state
+
+
+def test_planted_samples_teach_the_cells_alone_and_are_not_put_back(planting):
+    drawn = planting.draw(images(8), *generators())
+    assert drawn["kept"].tolist() == [True] + [False] * 3 + [True, True, False, False]
+    terms = planting(**drawn)
+    assert (terms.kl[6:] == 0).all() and not terms.fresh[6:].any()
+    loss = (terms.kl - terms.log_likelihood)[6:].sum()
+    gradients = torch.autograd.grad(loss, list(planting.model.parameters()))
+    encoder = len(list(planting.model.encoder.parameters()))
+    assert all((g == 0).all() for g in gradients[:encoder]) and all(g.abs().sum() > 0 for g in gradients[encoder:])
+    before = copy.deepcopy(planting)
+    planting.keep(drawn, terms.outcome)
+    for place in drawn["place"][6:]:
+        assert torch.equal(planting.pool.states[place], before.pool.states[place])
+        assert torch.equal(planting.images[place], before.images[place])
+
+
+def test_with_an_empty_pool_nothing_can_be_planted(planting):
+    planting.filled.fill_(False)
+    x = images(8)
+    drawn = planting.draw(x, *generators())
+    assert not drawn["planted"].any() and torch.equal(drawn["wanted"], x) and torch.equal(drawn["x"], x)
+
+
 def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="only cells with a genome can get another's"):
+        PersistentElbo(model(), planted=True)
+    with pytest.raises(ValueError, match="planted genomes are for a RegrowingDecoder, not for a ConvDecoder"):
+        objective(VAE(Encoder(4, width=2), ConvDecoder(4, width=2)), planted=True)
     with pytest.raises(ValueError, match="only a RegrowingDecoder"):
         PersistentElbo(VAE(Encoder(4, width=2), ConvDecoder(4, width=2)))
     with pytest.raises(ValueError, match="a pool of 4 states cannot give 6"):

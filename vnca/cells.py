@@ -173,6 +173,27 @@ def inherit(genome: Tensor) -> Tensor:
     return torch.where(alive, 0, total / count.clamp(min=1 / 9))
 
 
+def plant(state: Tensor, z: Tensor) -> Tensor:
+    """The state with another genome in every cell that has one; those that have lost theirs stay without.
+
+    Args:
+        state: cell state `(B, C, H, W)`, the last `D` channels of which are the genome.
+        z: latents `(B, D)`, what these channels get.
+
+    Returns:
+        `(B, C, H, W)`.
+
+    Raises:
+        ValueError: if a shape does not fit.
+    """
+    require_state(state)
+    if z.ndim != 2 or len(z) != len(state) or z.shape[1] > state.shape[1]:
+        raise ValueError(f"a genome for states {tuple(state.shape)} is a latent (B, D), not {tuple(z.shape)}")
+    others, genome = state.split([state.shape[1] - z.shape[1], z.shape[1]], dim=1)
+    alive = (genome != 0).any(dim=1, keepdim=True)  # (B, 1, H, W)
+    return torch.cat([others, torch.where(alive, z[:, :, None, None].to(state.dtype), genome)], dim=1)
+
+
 def double(state: Tensor) -> Tensor:
     """Each cell divides into a 2 × 2 block of exact copies: `(B, C, H, W)` -> `(B, C, 2H, 2W)`."""
     require_state(state)

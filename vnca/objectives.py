@@ -158,19 +158,28 @@ class PersistentElbo(nn.Module):
       KL term is zero. There the KL term of these images counts too, and so weighs twice as much in what the encoder
       learns.
 
+    The cells around a hole tell much about the digit that was there. So cells with a genome learn to guess from their
+    neighbors, and hardly to read. With `planted` all resumed states get a hole, and half of them the genome of another
+    image in all cells that are left. In the hole that other image is wanted, which no neighbor can tell. Such a state
+    is not put back: its genome and its picture are of two images.
+
     Args:
         model: a `VAE` with a `RegrowingDecoder`.
         pool_size: states in the pool.
+        planted: whether wounded cells learn to read the genome of another image. It is not in the paper.
 
     Raises:
-        ValueError: if the decoder is another one.
+        ValueError: if the decoder is another one, or `planted` is asked for and its cells have no genome.
     """
 
-    def __init__(self, model: VAE, pool_size: int = POOL_SIZE):
+    def __init__(self, model: VAE, pool_size: int = POOL_SIZE, planted: bool = False):
         super().__init__()
         if not isinstance(model.decoder, RegrowingDecoder):
             raise ValueError(f"only a RegrowingDecoder can go on from a state of a pool, not {model.decoder!r}")
+        if planted and not isinstance(model.decoder.update, cells.MaturingUpdate):
+            raise ValueError("only cells with a genome can get another's: the latent needs fewer numbers than channels")
         self.model = model
+        self.planted = planted
         states = torch.zeros(pool_size, model.decoder.channels, GRID_SIZE, GRID_SIZE, dtype=torch.bfloat16)
         self.pool = Pool(states.to(memory_format=torch.channels_last))
         self.register_buffer("images", torch.zeros(pool_size, 1, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.bool))
@@ -190,41 +199,59 @@ class PersistentElbo(nn.Module):
         """
         size, half = len(x), len(x) // 2
         place, start = self.pool.sample(size, generator)  # (B,), (B, C, 32, 32)
-        second_half = torch.arange(size, device=x.device) >= size - half
+        index = torch.arange(size, device=x.device)
+        second_half = index >= size - half
         resumed = second_half & self.filled[place]  # (B,)
-        for state in start[size - half : size - half + size // 4].split(1):
-            row, col = torch.randint(GRID_SIZE - HOLE_SIZE + 1, (2,), generator=host).tolist()
-            state.copy_(cells.damage(state, row, col, HOLE_SIZE))
+        wounded = half if self.planted else size // 4
+        hole = _wound(start[size - half : size - half + wounded], host)  # (wounded, 1, 32, 32)
+        hole = F.pad(hole, (0, 0, 0, 0, 0, 0, size - half, half - wounded))  # (B, 1, 32, 32)
+        planted = resumed & (index >= size - half // 2) if self.planted else torch.zeros_like(resumed)
+        past = _column(resumed) & ~(_column(planted) & crop(hole))  # pixels wanted as they were
         decoder = self.model.decoder
         return {
-            "x": torch.where(_column(resumed), self.images[place], x).to(x.dtype),
+            "x": torch.where(_column(resumed & ~planted), self.images[place], x).to(x.dtype),
+            "wanted": torch.where(past, self.images[place], x).to(x.dtype),
             "noise": _noise(self.model, x, generator),
             "start": start,
             "resumed": resumed,
+            "planted": planted,
             "place": place,
-            "kept": second_half | (torch.arange(size, device=x.device) < max(1, round(ENTERING * size))),
+            "kept": (second_half & ~planted) | (index < max(1, round(ENTERING * size))),
             "steps": int(torch.randint(decoder.min_steps, decoder.max_steps + 1, (), generator=host)),
         }
 
     def forward(
-        self, x: Tensor, noise: Tensor, start: Tensor, resumed: Tensor, place: Tensor, kept: Tensor, steps: int
+        self,
+        x: Tensor,
+        noise: Tensor,
+        wanted: Tensor,
+        start: Tensor,
+        resumed: Tensor,
+        planted: Tensor,
+        place: Tensor,
+        kept: Tensor,
+        steps: int,
     ) -> Terms:
         """The terms of one share of what `draw` returned; the outcome are states to resume, without a graph.
 
         Args:
-            x: images `(B, 1, 28, 28)`.
+            x: images `(B, 1, 28, 28)` to encode.
             noise: of the latents, `(B, D)`.
+            wanted: images `(B, 1, 28, 28)` to be drawn: those encoded, but for planted samples.
             start: states of the pool `(B, C, 32, 32)`, used where a sample is resumed.
             resumed: which samples are, `(B,)` bool.
+            planted: which of them get the latent of `x` as their genome, `(B,)` bool.
             place, kept: where `keep` puts which outcomes, `(B,)` each; not used here.
             steps: how many steps the outcome has taken.
         """
         decoder = self.model.decoder
         z, kl = _sample_posterior(self.model, x, noise)
         state = torch.where(_column(resumed), start.to(z.dtype), decoder.seed(z))  # (B, C, 32, 32)
+        if self.planted:
+            state = torch.where(_column(planted), cells.plant(state, z.detach()), state)
 
         def compare(state: Tensor) -> Tensor:
-            return bernoulli_log_likelihood(crop(state[:, :1]), x)
+            return bernoulli_log_likelihood(crop(state[:, :1]), wanted)
 
         first, last = decoder.min_steps, decoder.max_steps
         log_likelihood, outcome, state = _follow(decoder, state, compare, first, last, steps)
@@ -244,7 +271,7 @@ class PersistentElbo(nn.Module):
         kept = drawn["kept"]
         place, outcome = drawn["place"][kept], outcome[kept]
         self.pool.commit(place, outcome)
-        self.images[place] = drawn["x"][kept].bool()
+        self.images[place] = drawn["wanted"][kept].bool()
         self.filled[place] = outcome.isfinite().flatten(1).all(dim=1)
 
 
@@ -326,7 +353,7 @@ class CoarseToFine(nn.Module):
 
 
 def objective(
-    model: VAE, lessons: Sequence[tuple[int, int]] = (), samples: int = 1
+    model: VAE, lessons: Sequence[tuple[int, int]] = (), samples: int = 1, planted: bool = False
 ) -> Elbo | ImportanceWeighted | PersistentElbo | CoarseToFine:
     """What to train a model with.
 
@@ -334,15 +361,17 @@ def objective(
     importance-weighted bound of several samples.
 
     Raises:
-        ValueError: if lessons or several samples are given for a decoder that cannot have any.
+        ValueError: if lessons, planted genomes or several samples are given for a decoder that cannot have any.
     """
     if not isinstance(model.decoder, RegrowingDecoder):
-        if lessons:
-            raise ValueError(f"lessons are for a RegrowingDecoder, not for a {type(model.decoder).__name__}")
+        if lessons or planted:
+            raise ValueError(
+                f"lessons and planted genomes are for a RegrowingDecoder, not for a {type(model.decoder).__name__}"
+            )
         return Elbo(model) if samples == 1 else ImportanceWeighted(model, samples)
     if samples != 1:
         raise ValueError(f"a RegrowingDecoder is trained with 1 sample an image, not with {samples}")
-    persistent = PersistentElbo(model)
+    persistent = PersistentElbo(model, planted=planted)
     return CoarseToFine(persistent, lessons) if lessons else persistent
 
 
@@ -375,6 +404,16 @@ def _follow(
         if taken == steps:
             outcome = state
     return total / (last + 1 - first), outcome, state
+
+
+def _wound(states: Tensor, host: Generator) -> Tensor:
+    """Set a square of cells of each state `(B, C, 32, 32)` to zero, in place; where, `(B, 1, 32, 32)` bool."""
+    hole = torch.zeros(states[:, :1].shape, dtype=torch.bool)
+    for state, each in zip(states.split(1), hole.split(1), strict=True):
+        row, col = torch.randint(GRID_SIZE - HOLE_SIZE + 1, (2,), generator=host).tolist()
+        state.copy_(cells.damage(state, row, col, HOLE_SIZE))
+        each[..., row : row + HOLE_SIZE, col : col + HOLE_SIZE] = True
+    return hole.to(states.device)
 
 
 def _overflow(state: Tensor) -> Tensor:

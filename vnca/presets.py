@@ -28,6 +28,7 @@ class TrainConfig:
         encoder_from: weights whose encoder to start with, likewise.
         lessons: what the update of a regrowing decoder learns on small grids first, see `vnca.objectives.CoarseToFine`:
             pairs of the side of the grid and the number of updates, which count among those of the run.
+        planted: whether wounded cells with a genome also get that of another image, see `vnca.objectives`.
         samples: of the latent for each image. With more than one the loss is the importance-weighted bound.
         seed: of the initial weights and of every random choice.
 
@@ -50,6 +51,7 @@ class TrainConfig:
     init_from: str | None = None
     encoder_from: str | None = None
     lessons: tuple[tuple[int, int], ...] = ()
+    planted: bool = False
     samples: int = 1
     seed: int = 0
 
@@ -325,5 +327,22 @@ PRESETS = {
         minutes=70.0,
         nats=-102.6,
         hardware="one or two cores of an AMD EPYC",
+    ),
+    "read-small": Preset(
+        TrainConfig(
+            ModelConfig("regrowing", 32, 8, {"channels": 64, "hidden": 64, "min_steps": 16, "max_steps": 24}),
+            "binarized-mnist",
+            "train+valid",
+            updates=None,
+            minutes=60.0,
+            batch_size=32,
+            learning_rate=1e-3,
+            kl_warmup=0,
+            clip=1.0,
+            ema=0.99,
+            init_from="maturing-mnist-small",
+            planted=True,
+        ),
+        "what `mature-small` trained, whose wounded cells then learn to read their genome",
     ),
 }

@@ -417,6 +417,12 @@ def test_no_network_gives_one_line_that_names_the_digits(cache):
     assert files_in(cache) == []
 
 
+def test_no_network_names_the_folder_that_was_looked_at(cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("VNCA_DATA", str(tmp_path / "mistyped"))
+    with pytest.raises(data.DataError, match=f"that VNCA_DATA names, now {tmp_path / 'mistyped'}"):
+        binarized()
+
+
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "kmnist"])
 def test_no_network_for_torchvision_sets(name, monkeypatch):
     from torchvision import datasets

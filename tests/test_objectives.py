@@ -466,6 +466,52 @@ def test_a_lesson_teaches_the_cells_alone_and_leaves_no_weight_without_a_gradien
     assert all(p.grad.any() for p in coarse.model.decoder.parameters())
 
 
+@pytest.mark.parametrize(("side", "size"), [(8, 3), (16, 7), (32, 14)])
+def test_in_a_lesson_wounded_cells_get_the_genome_of_the_image_wanted(planting, side, size):
+    lesson, x, host = CoarseToFine(planting, ((side, 1),)), images(8), generators()[1]
+    drawn = lesson.draw(x, generators()[0], host)
+    hole, old = drawn["hole"], drawn["old"]
+    assert hole.flatten(1).sum(dim=1).tolist() == [0] * 4 + [size**2] * 4
+    assert torch.equal(old, torch.cat([x[:6], x[5:7]])), "for the last two it is their neighbor's image"
+    assert torch.equal(drawn["old_noise"][:6], drawn["noise"][:6])
+    assert not torch.equal(drawn["old_noise"][6:], drawn["noise"][6:])
+
+    terms = lesson(**drawn)
+    assert terms.fresh.tolist() == [True] * 4 + [False] * 4 and (terms.kl[4:] == 0).all()
+    decoder, posterior = planting.model.decoder, planting.model.encode(x)
+    z = posterior.mean + posterior.stddev * drawn["noise"]
+    before = planting.model.encode(old)
+    z_old = before.mean + before.stddev * drawn["old_noise"]
+    with torch.no_grad():
+        mature = decoder.run(decoder.seed(z_old, side), side)
+    assert torch.allclose(decoder.step(mature), mature, atol=1e-5), "it is mature"
+    hurt = cells.plant(torch.where(hole, 0, mature), z)
+    coarse = [torch.nn.functional.avg_pool2d(torch.nn.functional.pad(i, [2] * 4), 32 // side) for i in (x, old)]
+    wanted = torch.where(hole, *coarse)
+    first, last = max(1, 2 * side // 32), max(1, 3 * side // 32)
+    found = [
+        bernoulli_log_likelihood(state[4:, :1], wanted[4:])
+        for count, state in enumerate(states_of(decoder, hurt, last), start=1)
+        if count >= first
+    ]
+    torch.testing.assert_close(terms.log_likelihood[4:], (32 // side) ** 2 * torch.stack(found).mean(dim=0))
+
+
+def test_lessons_with_planted_genomes_give_the_same_in_shares(planting):
+    lesson = CoarseToFine(planting, ((8, 1),))
+    drawn = lesson.draw(images(8), *generators())
+    whole = lesson(**drawn)
+    shares = [
+        lesson(**{key: value if isinstance(value, int) else value[part] for key, value in drawn.items()})
+        for part in (slice(0, 3), slice(3, 8))
+    ]
+    for name in ("log_likelihood", "kl", "penalty", "fresh"):
+        torch.testing.assert_close(torch.cat([getattr(s, name) for s in shares]), getattr(whole, name))
+    (whole.kl - whole.log_likelihood).mean().backward()
+    assert all((p.grad == 0).all() for p in planting.model.encoder.parameters())
+    assert all(p.grad.any() for p in planting.model.decoder.parameters())
+
+
 def test_after_the_lessons_everything_is_as_without_them():
     coarse, persistent = taught(), objective(model(4, 8))
     drawn = coarse.draw(images(8), *generators(), 3)

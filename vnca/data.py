@@ -361,7 +361,9 @@ def parse_amat(text: bytes) -> np.ndarray:
 
 def _download_split(split: str, folder: Path) -> np.ndarray:
     urls = [source.format(split=split) for source in BINARIZED_SOURCES]
-    advice = f"Or put binarized_mnist_{split}.amat into {folder} or the folder that VNCA_DATA names."
+    named = os.environ.get("VNCA_DATA")
+    there = f"the folder that VNCA_DATA names, now {named}" if named else "a folder that VNCA_DATA names"
+    advice = f"Or put binarized_mnist_{split}.amat into {folder} or {there}."
     return _download(f"binarized-mnist ({split})", urls, folder, lambda path: _read_split(path, split), advice)
 
 

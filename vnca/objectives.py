@@ -286,7 +286,8 @@ class CoarseToFine(nn.Module):
     - the range of steps shrinks with the side of the grid;
     - the likelihood counts `(32 / s)²` times, so that it compares with that of all pixels;
     - nothing teaches the encoder, so it should be one that was trained, with another decoder;
-    - there is no pool.
+    - there is no pool. Where the pool would plant genomes (`PersistentElbo`), half of a batch is grown up without a
+      gradient, loses a square of cells, and half of these get the genome of another image, which is wanted there.
 
     After the lessons comes `PersistentElbo`. None of this is in the VNCA paper.
 
@@ -322,17 +323,49 @@ class CoarseToFine(nn.Module):
         """
         if update >= len(self.sides):
             return self.persistent.draw(x, generator, host)
-        return {"x": x, "noise": _noise(self.model, x, generator), "side": self.sides[update]}
+        side, noise = self.sides[update], _noise(self.model, x, generator)
+        drawn = {"x": x, "noise": noise, "side": side}
+        if not self.persistent.planted:
+            return drawn
+        size, half = len(x), len(x) // 2
+        hole = torch.zeros(size, 1, side, side, dtype=torch.bool, device=x.device)
+        hole[size - half :] = _squares(half, side, HOLE_SIZE * side // GRID_SIZE, host).to(x.device)
+        planted = _column(torch.arange(size, device=x.device) >= size - half // 2)
+        old_noise = torch.where(planted[:, :, 0, 0], _noise(self.model, x, generator), noise)
+        return drawn | {"hole": hole, "old": torch.where(planted, x.roll(1, dims=0), x), "old_noise": old_noise}
 
-    def forward(self, x: Tensor, noise: Tensor, side: int | None = None, **drawn: Tensor | int) -> Terms:
-        """The terms of one share of what `draw` returned, in a lesson on a grid of `side × side` cells."""
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        side: int | None = None,
+        hole: Tensor | None = None,
+        old: Tensor | None = None,
+        old_noise: Tensor | None = None,
+        **drawn: Tensor | int,
+    ) -> Terms:
+        """The terms of one share of what `draw` returned.
+
+        Args:
+            x: images `(B, 1, 28, 28)`.
+            noise: of the latents, `(B, D)`.
+            side: in a lesson, of its grid.
+            hole: in a lesson with planted genomes, which cells are lost, `(B, 1, side, side)` bool.
+            old, old_noise: what the wounded grids were before, as `x` and `noise`.
+            drawn: after the lessons, what else `PersistentElbo` takes.
+        """
         if side is None:
             return self.persistent(x, noise, **drawn)
         decoder, pixels = self.model.decoder, GRID_SIZE // side  # along each side of a cell
         z, kl = _sample_posterior(self.model, x, noise)
         z, kl = (t.detach() + 0 * t for t in (z, kl))  # a gradient of zero: several processes want one for each weight
-        target = F.avg_pool2d(F.pad(x, (BORDER, BORDER, BORDER, BORDER)), pixels)  # (B, 1, side, side)
-        state = decoder.seed(z, side)  # (B, C, side, side)
+        target, state = _coarse(x, pixels), decoder.seed(z, side)  # (B, 1, side, side), (B, C, side, side)
+        fresh = torch.ones_like(kl, dtype=torch.bool)
+        if hole is not None:
+            fresh = ~hole.flatten(1).any(dim=1)  # (B,)
+            hurt = self._hurt(old[~fresh], old_noise[~fresh], hole[~fresh])
+            state = state.index_put((~fresh,), cells.plant(hurt, z[~fresh]))
+            target = torch.where(hole | _column(fresh), target, _coarse(old, pixels))
 
         def compare(state: Tensor) -> Tensor:
             return bernoulli_log_likelihood(state[:, :1], target)
@@ -341,11 +374,18 @@ class CoarseToFine(nn.Module):
         log_likelihood, _, state = _follow(decoder, state, compare, first, last, last)
         return Terms(
             log_likelihood=pixels**2 * log_likelihood,
-            kl=kl,
+            kl=kl.masked_fill(~fresh, 0),
             penalty=_overflow(state),
-            fresh=torch.ones_like(kl, dtype=torch.bool),
+            fresh=fresh,
             outcome=None,
         )
+
+    @torch.no_grad()
+    def _hurt(self, x: Tensor, noise: Tensor, hole: Tensor) -> Tensor:
+        """Mature states of images `(B, 1, 28, 28)` without the cells of their holes `(B, 1, side, side)`."""
+        decoder, side = self.model.decoder, hole.shape[-1]
+        z, _ = _sample_posterior(self.model, x, noise)
+        return torch.where(hole, 0, decoder.run(decoder.seed(z, side), side))  # cells mature in as many steps
 
     def keep(self, drawn: dict[str, Tensor | int], outcome: Tensor) -> None:
         """As `PersistentElbo` does."""
@@ -408,12 +448,23 @@ def _follow(
 
 def _wound(states: Tensor, host: Generator) -> Tensor:
     """Set a square of cells of each state `(B, C, 32, 32)` to zero, in place; where, `(B, 1, 32, 32)` bool."""
-    hole = torch.zeros(states[:, :1].shape, dtype=torch.bool)
-    for state, each in zip(states.split(1), hole.split(1), strict=True):
-        row, col = torch.randint(GRID_SIZE - HOLE_SIZE + 1, (2,), generator=host).tolist()
-        state.copy_(cells.damage(state, row, col, HOLE_SIZE))
-        each[..., row : row + HOLE_SIZE, col : col + HOLE_SIZE] = True
-    return hole.to(states.device)
+    hole = _squares(len(states), GRID_SIZE, HOLE_SIZE, host).to(states.device)
+    states.masked_fill_(hole, 0)
+    return hole
+
+
+def _squares(count: int, side: int, size: int, host: Generator) -> Tensor:
+    """Squares of `size × size` cells, each anywhere in a grid of its own: `(count, 1, side, side)` bool on the CPU."""
+    found = torch.zeros(count, 1, side, side, dtype=torch.bool)
+    for square in found:
+        row, col = torch.randint(side - size + 1, (2,), generator=host).tolist()
+        square[:, row : row + size, col : col + size] = True
+    return found
+
+
+def _coarse(x: Tensor, pixels: int) -> Tensor:
+    """Images with their border on a grid whose cells are `pixels` wide: `(B, 1, 28, 28)` to `(B, 1, side, side)`."""
+    return F.avg_pool2d(F.pad(x, (BORDER, BORDER, BORDER, BORDER)), pixels)
 
 
 def _overflow(state: Tensor) -> Tensor:

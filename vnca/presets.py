@@ -193,6 +193,21 @@ REFINE_SMALL = replace(
     init_from="doubling-mnist-small",
 )
 
+MATURE_SMALL = TrainConfig(
+    ModelConfig("regrowing", 32, 8, {"channels": 64, "hidden": 64, "min_steps": 16, "max_steps": 24}),
+    "binarized-mnist",
+    "train+valid",
+    updates=None,
+    minutes=70.0,
+    batch_size=32,
+    learning_rate=2e-3,
+    kl_warmup=0,
+    clip=1.0,
+    ema=0.998,
+    encoder_from="conv-mnist-small",
+    lessons=((8, 2500), (16, 3000), (32, 1200)),
+)
+
 PRESETS = {
     "quick": Preset(
         TrainConfig(
@@ -309,40 +324,14 @@ PRESETS = {
         "the regrowing VNCA of chapter 5, in one run",
     ),
     "mature-small": Preset(
-        TrainConfig(
-            ModelConfig("regrowing", 32, 8, {"channels": 64, "hidden": 64, "min_steps": 16, "max_steps": 24}),
-            "binarized-mnist",
-            "train+valid",
-            updates=None,
-            minutes=70.0,
-            batch_size=32,
-            learning_rate=2e-3,
-            kl_warmup=0,
-            clip=1.0,
-            ema=0.998,
-            encoder_from="conv-mnist-small",
-            lessons=((8, 2500), (16, 3000), (32, 1200)),
-        ),
+        MATURE_SMALL,
         "the regrowing VNCA of the live pages, whose cells have a genome and an age",
         minutes=70.0,
         nats=-102.6,
         hardware="one or two cores of an AMD EPYC",
     ),
     "read-small": Preset(
-        TrainConfig(
-            ModelConfig("regrowing", 32, 8, {"channels": 64, "hidden": 64, "min_steps": 16, "max_steps": 24}),
-            "binarized-mnist",
-            "train+valid",
-            updates=None,
-            minutes=60.0,
-            batch_size=32,
-            learning_rate=1e-3,
-            kl_warmup=0,
-            clip=1.0,
-            ema=0.99,
-            init_from="maturing-mnist-small",
-            planted=True,
-        ),
-        "what `mature-small` trained, whose wounded cells then learn to read their genome",
+        replace(MATURE_SMALL, minutes=120.0, lessons=((8, 2500), (16, 4000), (32, 1200)), planted=True),
+        "as `mature-small`, but that wounded cells learn to read their genome",
     ),
 }

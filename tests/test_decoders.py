@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -238,13 +239,14 @@ def test_a_recomputed_step_keeps_its_state_alone():
     assert states <= growth[1] - growth[0] < 1.2 * states
 
 
-@pytest.mark.parametrize("recompute, most", [(False, 8e9), (True, 2.5e9)])
+@pytest.mark.parametrize("recompute, most", [(False, 8e9), (True, 2.6e9)])
 def test_memory_of_the_papers_decoder_at_batch_128(recompute, most):
-    """From two small batches, since memory grows in proportion: both fit a GPU of 16 GB."""
-    decoder = DoublingDecoder()
-    decoder.recompute = recompute
-    one, two = (training_memory(decoder, batch_size)[1] for batch_size in (1, 2))
-    assert one + 127 * (two - one) < most
+    """Of tensors that have sizes but no contents: both fit a GPU of 16 GB."""
+    with FakeTensorMode():
+        decoder = DoublingDecoder()
+        decoder.recompute = recompute
+        _, peak = training_memory(decoder, 128)
+    assert peak < most
 
 
 def test_a_compiled_update_has_one_graph_for_each_size_of_grid():

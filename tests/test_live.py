@@ -242,6 +242,15 @@ def test_what_the_pages_cannot_run_is_not_exported():
         export.decoder_script(learned, "odd")
 
 
+def test_weights_too_large_for_float16_are_exported_in_float32_alone():
+    model = build(ModelConfig("doubling", 4, 1, {"hidden": 4, "steps": 1}))
+    with torch.no_grad():
+        next(model.decoder.parameters())[0] = 70_000
+    with pytest.raises(ValueError, match="weight is 70000, and float16 ends at 65504: export with float32=True"):
+        export.decoder_script(model, "name")
+    assert '"precision": "float32"' in export.decoder_script(model, "name", float32=True)
+
+
 def test_a_page_gets_its_stills_and_an_unknown_figure_stops_the_build():
     spec = importlib.util.spec_from_file_location("live_figures", ROOT / "book" / "_ext" / "live_figures.py")
     extension = importlib.util.module_from_spec(spec)

@@ -82,7 +82,8 @@ def decoder_script(model: VAE, name: str, float32: bool = False) -> str:
     """The script of a VAE's decoder: for an `Engine` in the page if it is made of cells, else for a `Decoder`.
 
     Raises:
-        ValueError: if it is of a class, or has a layer, that the pages do not know, or if the prior was learned.
+        ValueError: if it is of a class, or has a layer, that the pages do not know, if the prior was learned, or if a
+            weight is too large for float16.
     """
     if not isinstance(model.prior, StandardNormal):
         raise ValueError(f"the pages draw latents from the standard normal, but {name} has a prior that was learned")
@@ -161,7 +162,7 @@ def automaton_script(automaton: growing.GrowingAutomaton, name: str, size: int, 
     Perception and the first layer of thought are linear: together they are one 3 × 3 convolution.
 
     Raises:
-        ValueError: if `size` is below 1.
+        ValueError: if `size` is below 1, or a weight is too large for float16.
     """
     if size < 1:
         raise ValueError(f"a grid has at least 1 cell, not {size}")
@@ -225,8 +226,17 @@ def _two_in_three_bytes(numbers: np.ndarray) -> bytes:
     return (pairs[:, 0] << 12 | pairs[:, 1]).astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:].tobytes()
 
 
+def _float16(tensors: list[np.ndarray]) -> bytes:
+    largest, most = max(np.abs(tensor).max() for tensor in tensors), np.finfo(np.float16).max
+    if largest > most:
+        raise ValueError(
+            f"the largest weight is {largest:.6g}, and float16 ends at {most:.6g}: export with float32=True (--float32)"
+        )
+    return b"".join(tensor.astype("<f2").tobytes() for tensor in tensors)
+
+
 ENCODINGS: dict[str, Callable[[list[np.ndarray]], bytes]] = {
-    "float16": lambda tensors: b"".join(tensor.astype("<f2").tobytes() for tensor in tensors),
+    "float16": _float16,
     "float32": lambda tensors: b"".join(tensor.astype("<f4").tobytes() for tensor in tensors),
     "int12": lambda tensors: _scaled(tensors, 2047, _two_in_three_bytes),
     "int16": lambda tensors: _scaled(tensors, 32767, lambda numbers: numbers.astype("<i2").tobytes()),

@@ -5,6 +5,7 @@ Run it after any of them changed: python scripts/readme.py
 """
 
 import json
+import math
 import re
 import statistics
 import sys
@@ -34,7 +35,9 @@ PAPER = "[Palm et al. 2022](https://openreview.net/forum?id=7fFO4cMBx_9)"
 REPRODUCTION = "[Aillet and Sondén 2023](https://openreview.net/forum?id=d7-ns6SZqp)"
 NVAE = "[Vahdat and Kautz 2020](https://arxiv.org/abs/2007.03898)"
 BIVA = "[Maaløe et al. 2019](https://arxiv.org/abs/1902.02102)"
+CR_NVAE = "[Sinha and Dieng 2021](https://arxiv.org/abs/2105.14859)"
 PUBLISHED = [
+    ("NVAE, consistency regularization", "−76.93", f"{CR_NVAE}, as listed by Papers with Code; details not checked"),
     ("NVAE", "about −78", f"{NVAE}; pixels drawn anew for each look, more samples"),
     ("BIVA", "about −78", f"{BIVA}, as listed by NVAE; BIVA's own code reads the fixed draw; more samples"),
     ("doubling VNCA", "−84.15", REPRODUCTION),
@@ -44,6 +47,8 @@ PUBLISHED = [
     ("regrowing (non-doubling) VNCA", "−90.97", PAPER),
 ]
 
+
+PUBLISHED_ON = ("binarized-mnist", "test", 10_000)  # data, split, images
 
 # The runs of the paper's size, which want a GPU: the name of the weights and the preset that trains them.
 WANTED = {"doubling-mnist": "best", "refined-mnist": "refine", "regrowing-mnist": "regrow"}
@@ -114,20 +119,22 @@ def sizes_of(decoder: int, prior: int) -> str:
 
 
 def own_row(run: dict, folder: str) -> str:
-    sizes, runs = sizes_of(run["parameters"]["decoder"], run["parameters"].get("prior", 0)), runs_of(run)
+    sizes = sizes_of(run["parameters"]["decoder"], run["parameters"].get("prior", 0))
+    measured = f", expected from {run['measured']['images']:,} images" if "measured" in run else ""
+    return (
+        f"| **{kind(run)}** "
+        f"| **{signed(run['nats'])}** ± {run['standard_error']:.2f} ({run['num_samples']} samples{measured}) "
+        f"| {signed(run['elbo'])} | {sizes} | [{run['name']}]({folder}/{run['name']}.json) |"
+    )
+
+
+def training_row(run: dict) -> str:
+    """What it took to train a model, with all runs that it began with."""
+    runs = runs_of(run)
     updates, minutes = (sum(each[key] for each in runs) for key in ("updates", "minutes"))
     spent = f"{updates:,} updates, {minutes:,.0f} min" + (f" in {len(runs)} runs" if len(runs) > 1 else "")
     machines = "; ".join(dict.fromkeys(each["hardware"] for each in reversed(runs) if "hardware" in each))
-    images = f"{run['images']:,} images"
-    if "measured" in run:
-        images = f"expected on {images} from {run['measured']['images']:,}"
-    return (
-        f"| **{kind(run)}** "
-        f"| **{signed(run['nats'])}** ± {run['standard_error']:.2f} ({run['num_samples']} samples, {images}) "
-        f"| {signed(run['elbo'])} "
-        f"| {sizes} | {spent}, {machines} "
-        f"| [{run['name']}]({folder}/{run['name']}.json) |"
-    )
+    return f"| `{run['name']}` | {spent} | {machines} |"
 
 
 def wanted_row(name: str, preset: str) -> str:
@@ -144,18 +151,7 @@ def wanted_row(name: str, preset: str) -> str:
     planned = {"model": config.model.decoder, "config": {"model": asdict(config.model), "training": config.to_dict()}}
     return (
         f"| **{kind(planned)}**, the paper's size | not trained yet | | {sizes_of(decoder, prior)} "
-        f"| planned: {config.updates:,} updates of {config.batch_size} images on a GPU | preset `{preset}` |"
-    )
-
-
-def note_on_images() -> str:
-    """How much easier the images of the shorter evaluations are, by a model that was evaluated on these and on all."""
-    found = result("recipes")
-    part, whole = found["rows"]["not at all"], result(found["start"])
-    return (
-        f"Rows of {part['images']:,} images share the same ones, drawn at random, and these are easier than most: "
-        f"`{found['start']}` has {signed(part['nats'])} on them and {signed(whole['nats'])} on all "
-        f"{whole['images']:,}. Compare such rows with each other only."
+        f"| preset `{preset}`, {config.updates:,} updates of {config.batch_size} images on a GPU |"
     )
 
 
@@ -200,36 +196,67 @@ def note_on_expected(run: dict) -> str:
     )
 
 
+def rows_without_runs(names: set[str]) -> dict[str, float]:
+    """The rows of published models, with the figures they are sorted by, and of what we want to train at the end."""
+    rows = {
+        f"| {model} | {nats} | | | {source} |": float(nats.split()[-1].replace("−", "-"))
+        for model, nats, source in PUBLISHED
+    }
+    return rows | {wanted_row(name, preset): -math.inf for name, preset in WANTED.items() if name not in names}
+
+
+def rows_of_recipes(images: int, folder: str) -> tuple[dict[str, float], str]:
+    """The row of a model that has figures on so many images and on all, and what they say about these images."""
+    if not (ROOT / "results" / "recipes.json").exists():
+        return {}, ""
+    found = result("recipes")
+    part, whole = found["rows"]["not at all"], result(found["start"])
+    if part["images"] != images:
+        return {}, ""
+    row = own_row(whole | part, folder).replace(f"/{found['start']}.json", "/recipes.json")  # the figure's own file
+    return {row: part["nats"]}, (
+        f", the same for each row, drawn at random. They are easier than most: `{found['start']}` has "
+        f"{signed(part['nats'])} on them and {signed(whole['nats'])} on all {whole['images']:,}"
+    )
+
+
 def render_results(page: str) -> str:
-    """One table for each data set and split; the published figures stand with the set they were measured on."""
+    """A table for each data set, split and number of images: figures on different images never share one.
+
+    Published figures stand among ours on all images of the set they were measured on.
+    """
     # A page of the book does not have the folder beside it.
     folder = "results" if page == "README.md" else f"{repository()}/blob/main/results"
-    runs = [expected_on_all(run) for run in measured_runs()]
-    groups = {("binarized-mnist", "test"): []}
-    for run in sorted(runs, key=lambda run: -run["nats"]):
-        groups.setdefault((run["data"], run["split"]), []).append(run)
+    runs = sorted(map(expected_on_all, measured_runs()), key=lambda run: -run["nats"])
+    tables = {PUBLISHED_ON: []}
+    for run in runs:
+        tables.setdefault((run["data"], run["split"], run["images"]), []).append(run)
     parts = []
-    for (data, split), group in groups.items():
-        note = "" if group else "; no run of this repository is recorded yet"
-        lines = [f"`{data}`, {split} split{note}:", ""]
-        lines += [
-            "| model | nats | ELBO | parameters of decoder + prior | training | from |",
-            "|---|---|---|---|---|---|",
-        ]
-        lines += [own_row(run, folder) for run in group]
-        if (data, split) == ("binarized-mnist", "test"):
-            missing = {name: preset for name, preset in WANTED.items() if name not in {run["name"] for run in group}}
-            lines += [wanted_row(name, preset) for name, preset in missing.items()]
-            lines += [f"| {model} | {nats} | | | | {source} |" for model, nats, source in PUBLISHED]
-            if len({run["images"] for run in group}) > 1:
-                lines += ["", note_on_images()]
-            for run in group:
-                lines += ["", note_on_expected(run)] if "measured" in run else []
-            rounded = [f"`{run['name']}`" for run in group if run["evaluation"]["precision"] != "float32"]
-            if rounded:
-                lines += ["", f"Evaluated in 16 bits, all others in 32: {', '.join(rounded)}."]
-        parts.append("\n".join(lines))
+    for (data, split, images), own in tables.items():
+        rows, note = {own_row(run, folder): run["nats"] for run in own}, ""
+        if (data, split, images) == PUBLISHED_ON:
+            rows |= rows_without_runs({run["name"] for run in runs})
+            note = "" if own else "; no run of this repository is recorded yet"
+        elif (data, split) == PUBLISHED_ON[:2]:
+            more, note = rows_of_recipes(images, folder)
+            rows |= more
+        head = ["| model | nats | ELBO | parameters of decoder + prior | from |", "|---|---|---|---|---|"]
+        table = "\n".join([*head, *sorted(rows, key=rows.get, reverse=True)])
+        parts.append(f"`{data}`, {split} split, {images:,} images{note}:\n\n{table}")
+    parts += [note_on_expected(run) for run in runs if "measured" in run]
+    if rounded := [f"`{run['name']}`" for run in runs if run["evaluation"]["precision"] != "float32"]:
+        parts.append(f"Evaluated in 16 bits, all others in 32: {', '.join(rounded)}.")
+    if runs:
+        head = ["| weights | training, with that of the encoder they began with | machines |", "|---|---|---|"]
+        parts.append(folded("How ours were trained", "\n".join([*head, *map(training_row, runs)]), page))
     return "\n\n".join(parts)
+
+
+def folded(title: str, text: str, page: str) -> str:
+    """Text that a reader opens, as GitHub or as the book writes it."""
+    if page == "README.md":
+        return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+    return f":::{{dropdown}} {title}\n{text}\n:::"
 
 
 def result(name: str) -> dict:
@@ -247,7 +274,16 @@ def readable(value: float | None) -> str:
     """A figure of the measurement of healing; None stands for cells whose numbers are too large for float32."""
     if value is None:
         return "overflow"
-    return f"{value:.3f}" if value < 1000 else f"{value:.0e}"
+    return f"{value:.3f}"
+
+
+def log_likelihood(curve: dict, step: int) -> str:
+    """log p(x | z) of an image after some steps, in nats."""
+    bits = dict(zip(curve["steps"], curve["bits_per_pixel"], strict=True))[step]
+    if bits is None:
+        return readable(bits)
+    nats = -bits * math.log(2) * 28 * 28
+    return signed(nats, 1) if nats > -10_000 else "below −10,000"
 
 
 def error_of_black(curve: dict) -> float:
@@ -260,35 +296,50 @@ def error_of_black(curve: dict) -> float:
     return curve["flips"]["inside"][0] * hole
 
 
-def render_healing() -> str:
-    """How well images stay and recover, one column for each model."""
+def render_healing(page: str) -> str:
+    """How well images stay and recover, one column for each model; what is measured besides is folded."""
     entries = result("healing")
     columns = {name: entry["parts"] for name, entry in entries.items()}
-    rows = {}
+    stays, recovers = {}, {}
     for step in (0, 50, 200, 1000):
-        rows["bits per pixel, grown" if step == 0 else f"{step:,} steps later"] = [
-            at_steps(parts["stability"], parts["stability"]["bits_per_pixel"], (step,)) for parts in columns.values()
+        stays[r"$\log p(x \mid z)$, grown" if step == 0 else f"{step:,} steps later"] = [
+            log_likelihood(parts["stability"], step) for parts in columns.values()
         ]
     for label, measure, place in (("error", "error", "everywhere"), ("wrong pixels in the hole", "flips", "inside")):
         for share in ("25%", "50%", "75%"):
             curves = [parts[f"recovery {share}"] for parts in columns.values()]
-            rows[f"{label}, {share} damaged"] = [
+            recovers[f"{label}, {share} damaged"] = [
                 at_steps(curve, curve[measure][place], (0, 16, 64, 256)) for curve in curves
             ]
             if measure == "error":
-                rows[f"if the hole of {share} were black"] = [readable(error_of_black(curve)) for curve in curves]
-    rows["error, 25% five times"] = [
+                recovers[f"error if the hole of {share} were black"] = [
+                    readable(error_of_black(curve)) for curve in curves
+                ]
+    recovers["error, 25% five times, after the last"] = [
         at_steps(curve, curve["error"]["everywhere"], (0, 16, 64))
         for curve in (parts["repeated"]["rounds"][-1] for parts in columns.values())
     ]
-    lines = ["| measured | " + " | ".join(f"`{name}`" for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {label} | " + " | ".join(cells) + " |" for label, cells in rows.items()]
+    shown = {label: cells for label, cells in recovers.items() if "25% damaged" in label or "hole of 25%" in label}
+    shown["wrong pixels in the hole, 75% damaged"] = recovers["wrong pixels in the hole, 75% damaged"]
+
+    def table(rows: dict[str, list[str]]) -> str:
+        head = "| measured | " + " | ".join(f"`{name}`" for name in columns) + " |"
+        lines = [f"| {label} | " + " | ".join(cells) + " |" for label, cells in rows.items()]
+        return "\n".join([head, "|---" * (len(columns) + 1) + "|", *lines])
+
     notes = {
         f"{entry['images']} test images of `{entry['data']}`, {part['hardware']}"
         for entry in entries.values()
         for part in entry["parts"].values()
     }
-    return "\n".join([*lines, "", f"Means over {'; '.join(sorted(notes))}."])
+    rest = {label: cells for label, cells in recovers.items() if label not in shown}
+    return "\n\n".join(
+        [
+            table(stays | shown),
+            f"Means over {'; '.join(sorted(notes))}.",
+            folded("Larger and repeated wounds", table(rest), page),
+        ]
+    )
 
 
 def by_mask(rows: list[dict], cell: Callable[[dict], str], rank: Callable[[dict], float]) -> list[str]:
@@ -644,7 +695,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "growth": render_picture,
     "chapters": lambda _: render_chapters(),
     "results": render_results,
-    "healing": lambda _: render_healing(),
+    "healing": render_healing,
     "inpainting": lambda _: render_inpainting(),
     "completions": lambda _: render_completions(),
     "gap": lambda _: render_gap(),

@@ -44,39 +44,62 @@ def results(tmp_path, monkeypatch):
     return write
 
 
-def test_own_results_come_first_best_on_top(results):
+def rows_of(text: str) -> list[str]:
+    return [
+        line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| model", "| weights"))
+    ]
+
+
+def test_results_and_published_figures_stand_in_one_order_best_on_top(results):
     results()
     results(name="worse", nats=-90.0)
-    rows = [
-        line
-        for line in readme.render_results("README.md").splitlines()
-        if line.startswith("| ") and "model" not in line
-    ]
-    assert rows[0] == (
-        "| **doubling VNCA** | **−84.57** ± 0.22 (128 samples, 10,000 images) | −88.10 | 1,182,208 "
-        "| 100,000 updates, 61 min, one H200 | [doubling-mnist](results/doubling-mnist.json) |"
+    *rows, trained, trained_worse = rows_of(readme.render_results("README.md"))
+    assert rows[5] == (
+        "| **doubling VNCA** | **−84.57** ± 0.22 (128 samples) | −88.10 | 1,182,208 "
+        "| [doubling-mnist](results/doubling-mnist.json) |"
     )
-    assert "−90.00" in rows[1]
+    figures = [row.split("|")[2].strip(" *")[:6].rstrip() for row in rows]
+    assert figures[3:-2] == ["−84.15", "−84.23", "−84.57", "−84.64", "−89.3", "−90.00", "−90.97"]
     wanted = [row for row in rows if "not trained yet" in row]
-    assert rows[2:4] == wanted, "and not the row of doubling-mnist, which is there"
+    assert rows[-2:] == wanted, "and not the row of doubling-mnist, which is there"
     assert "| **doubling VNCA, learned prior, importance-weighted training**, the paper's size |" in wanted[0]
-    assert "| 1,182,208 + 84,150 | planned: 5,000 updates of 32 images on a GPU | preset `refine` |" in wanted[0]
+    assert "| 1,182,208 + 84,150 | preset `refine`, 5,000 updates of 32 images on a GPU |" in wanted[0]
     assert len(rows) == 4 + len(readme.PUBLISHED)
+    assert trained == "| `doubling-mnist` | 100,000 updates, 61 min | one H200 |" and "`worse`" in trained_worse
 
 
-def test_rows_of_some_images_come_with_what_these_images_change(results, tmp_path):
+def test_figures_on_some_images_have_a_table_of_their_own(results, tmp_path):
     results(name="conv-mnist", model="conv", nats=-86.45)
+    results(name="brief", images=1000, nats=-86.0)
+    part = {"images": 1000, "nats": -85.67, "standard_error": 0.7, "elbo": -90.1, "num_samples": 128}
+    found = {"start": "conv-mnist", "rows": {"not at all": part}}
+    (tmp_path / "results" / "recipes.json").write_text(json.dumps(found))
+    whole, some = readme.render_results("README.md").split("`binarized-mnist`, test split, 1,000 images")
+    assert "Palm" in whole and "brief" not in whole and "Palm" not in some
+    assert "`conv-mnist` has −85.67 on them and −86.45 on all 10,000:" in some
+    first, second = rows_of(some)[:2]
+    assert "| **−85.67** ± 0.70 (128 samples) | −90.10 |" in first and "[conv-mnist](results/recipes.json)" in first
+    assert "results/brief.json" in second
+
+
+def test_others_of_as_few_images_are_not_called_easier(results, tmp_path):
+    part = {"images": 1000, "nats": -85.67, "standard_error": 0.7, "elbo": -90.1, "num_samples": 128}
+    results(name="conv-mnist", model="conv", nats=-86.45)
+    results(name="brief", images=999)
+    (tmp_path / "results" / "recipes.json").write_text(
+        json.dumps({"start": "conv-mnist", "rows": {"not at all": part}})
+    )
     assert "easier" not in readme.render_results("README.md")
-    results(name="brief", images=1000)
-    found = {"start": "conv-mnist", "rows": {"not at all": {"images": 1000, "nats": -85.67}}}
-    (tmp_path / "results" / "recipes.json").write_text(json.dumps(found))
-    note = readme.render_results("README.md").splitlines()[-1]
-    assert "`conv-mnist` has −85.67 on them and −86.45 on all 10,000." in note
 
 
-def test_a_model_on_some_images_has_the_figures_that_another_one_lets_expect_on_all(results, tmp_path):
-    found = {"start": "whole", "rows": {"not at all": {"images": 1000, "nats": -82.0}}}
-    (tmp_path / "results" / "recipes.json").write_text(json.dumps(found))
+def test_how_models_were_trained_is_folded_as_the_page_can(results, monkeypatch):
+    results()
+    monkeypatch.setattr(readme, "repository", lambda: "https://example.org/book")
+    assert "<details><summary>How ours were trained</summary>\n\n| weights" in readme.render_results("README.md")
+    assert ":::{dropdown} How ours were trained\n| weights" in readme.render_results("book/04-training.ipynb")
+
+
+def test_a_model_on_some_images_has_the_figures_that_another_one_lets_expect_on_all(results):
     against = {"name": "whole", "nats": -81.5, "difference": 1.234, "difference_standard_error": 0.3}
     brief = {"name": "brief", "images": 500, "num_samples": 128, "nats": -80.0, "elbo": -85.0}
     results(**brief, against={**against, "elbo_difference": 2.0})
@@ -86,7 +109,7 @@ def test_a_model_on_some_images_has_the_figures_that_another_one_lets_expect_on_
     results(name="whole", nats=-83.08, elbo=-88.5, standard_error=0.4, num_samples=128)
     results(name="between", nats=-81.0)
     text = readme.render_results("README.md")
-    assert "| **−81.85** ± 0.50 (128 samples, expected on 10,000 images from 500) | −86.50 |" in text
+    assert "| **−81.85** ± 0.50 (128 samples, expected from 500 images) | −86.50 |" in text
     assert text.index("results/between.json") < text.index("results/brief.json") < text.index("results/whole.json")
     assert "`brief` was measured on 500 images only, on which it has −80.00." in text
     assert (
@@ -99,7 +122,7 @@ def test_figures_measured_in_16_bits_are_named(results):
     results(name="exact")
     assert "16 bits" not in readme.render_results("README.md")
     results(name="rounded", evaluation={"precision": "bfloat16 autocast"})
-    assert readme.render_results("README.md").endswith("Evaluated in 16 bits, all others in 32: `rounded`.")
+    assert "\n\nEvaluated in 16 bits, all others in 32: `rounded`.\n\n" in readme.render_results("README.md")
 
 
 def test_training_updates_stand_beside_the_product_of_their_machine(results, tmp_path):
@@ -230,7 +253,7 @@ def test_the_table_of_proposals_shows_how_the_trust_was_chosen_and_what_it_bring
 def test_what_came_before_a_run_counts(results):
     first = {"init_from": "runs/first", "updates": 5, "minutes": 20.0, "before": [{"updates": 1, "minutes": 0.5}]}
     results(before=[first])
-    assert "| 100,006 updates, 82 min in 3 runs, one H200 |" in readme.render_results("README.md")
+    assert "| 100,006 updates, 82 min in 3 runs | one H200 |" in readme.render_results("README.md")
 
 
 def test_other_data_never_share_a_table_with_published_figures(results):
@@ -345,16 +368,19 @@ def test_the_table_of_healing_reads_each_figure_at_its_step(results, tmp_path):
     }
     entry = {"images": 7, "data": "digits", "parts": parts | {"repeated": curve([], rounds=rounds)}}
     (tmp_path / "results" / "healing.json").write_text(json.dumps({"one": entry, "two": entry}))
-    table = readme.render_healing().splitlines()
-    assert table[0] == "| measured | `one` | `two` |"
-    assert table[2] == "| bits per pixel, grown | 0.100 | 0.100 |"
-    assert table[3] == "| 50 steps later | 2e+04 | 2e+04 |"
-    assert table[4] == "| 200 steps later | overflow | overflow |"
-    assert "| error, 50% damaged | 0.500 → 0.310 → 0.220 → 0.130 |" in table[8]
-    assert table[9] == "| if the hole of 50% were black | 0.011 | 0.011 |"  # 0.2 of the hole, which is 0.5 / 9 of all
-    assert "| wrong pixels in the hole, 75% damaged | 0.200 → 0.180 → 0.170 → overflow |" in table[14]
-    assert table[15].endswith("| 0.800 → 0.800 → 0.800 |")
-    assert table[-1] == "Means over 7 test images of `digits`, two cores, float32."
+    table, rest = readme.render_healing("README.md").split("<details>")
+    rows = table.splitlines()
+    assert rows[0] == "| measured | `one` | `two` |"
+    assert rows[2] == r"| $\log p(x \mid z)$, grown | −54.3 | −54.3 |"  # 0.1 bits in each of 784 pixels
+    assert rows[3] == "| 50 steps later | below −10,000 | below −10,000 |"
+    assert rows[4] == "| 200 steps later | overflow | overflow |"
+    assert "| error, 25% damaged | 0.500 → 0.310 → 0.220 → 0.130 |" in rows[6]
+    # 0.2 of the hole, which is 0.5 / 9 of all
+    assert rows[7] == "| error if the hole of 25% were black | 0.011 | 0.011 |"
+    assert "| wrong pixels in the hole, 75% damaged | 0.200 → 0.180 → 0.170 → overflow |" in rows[9]
+    assert rows[-2] == "Means over 7 test images of `digits`, two cores, float32."
+    assert "| error, 50% damaged | 0.500 → 0.310 → 0.220 → 0.130 |" in rest and "25% damaged" not in rest
+    assert "five times, after the last | 0.800 → 0.800 → 0.800 |" in rest
 
 
 def test_the_table_of_scaling_has_a_row_for_each_size(results, tmp_path):

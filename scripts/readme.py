@@ -24,8 +24,8 @@ ALT = (
 )
 
 CAPTION = (
-    "Four digits grow from random lists of numbers, called latents. Each begins as two by two cells that are all alike; "
-    "every cell follows the same learned rule and sees only its neighbors; four times each cell becomes four."
+    "Four digits grow from random lists of numbers, called latents. Each begins as two by two cells that are all "
+    "alike; every cell follows the same learned rule and sees only its neighbors; four times each cell becomes four."
 )
 
 MODELS = {"doubling": "doubling VNCA", "conv": "convolutional VAE", "regrowing": "regrowing (non-doubling) VNCA"}

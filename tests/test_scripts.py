@@ -1,6 +1,7 @@
 """The scripts that build the book and fill README."""
 
 import json
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -381,6 +382,13 @@ def test_the_table_of_healing_reads_each_figure_at_its_step(results, tmp_path):
     assert rows[-2] == "Means over 7 test images of `digits`, two cores, float32."
     assert "| error, 50% damaged | 0.500 → 0.310 → 0.220 → 0.130 |" in rest and "25% damaged" not in rest
     assert "five times, after the last | 0.800 → 0.800 → 0.800 |" in rest
+
+
+def test_pictures_fade_and_wounds_close_as_chapter_5_says():
+    parts = json.loads((readme.ROOT / "results" / "healing.json").read_text())["regrowing-mnist-small"]["parts"]
+    nats = dict(zip(parts["stability"]["steps"], parts["stability"]["bits_per_pixel"], strict=True))
+    lost = {step: (nats[step] - nats[0]) * math.log(2) * 28 * 28 for step in (200, 1000)}
+    assert 11 < lost[200] < 13 and 57 < lost[1000] < 63, "a dozen nats in 200 steps and sixty in a thousand"
 
 
 def test_the_table_of_scaling_has_a_row_for_each_size(results, tmp_path):

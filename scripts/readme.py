@@ -111,6 +111,7 @@ def kind(run: dict) -> str:
     config = run["config"]
     additions = {
         "cells with genome and age": "channels" in config["model"]["decoder_options"],
+        "planted genomes": config["training"].get("planted", False),
         "learned prior": config["model"].get("components", 0) > 0,
         "importance-weighted training": config["training"].get("samples", 1) > 1,
     }

@@ -9,7 +9,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vnca import ConvDecoder, DoublingDecoder, RegrowingDecoder, cells
+from vnca import ConvDecoder, DoublingDecoder, PersistentDecoder, RegrowingDecoder, cells
 from vnca.decoders import compile_update
 from vnca.vae import ModelConfig, build
 
@@ -28,6 +28,13 @@ def small_decoder(steps=1) -> DoublingDecoder:
 def regrowing_decoder(min_steps=2, max_steps=5) -> RegrowingDecoder:
     torch.manual_seed(0)
     decoder = RegrowingDecoder(channels=4, hidden=6, min_steps=min_steps, max_steps=max_steps)
+    torch.nn.init.normal_(decoder.update.layers[-1].weight, std=0.3)
+    return decoder
+
+
+def persistent_decoder(steps=2, min_steps=1, max_steps=4) -> PersistentDecoder:
+    torch.manual_seed(0)
+    decoder = PersistentDecoder(4, 6, steps, residual_blocks=1, min_steps=min_steps, max_steps=max_steps)
     torch.nn.init.normal_(decoder.update.layers[-1].weight, std=0.3)
     return decoder
 
@@ -57,7 +64,10 @@ def test_the_papers_regrowing_decoder_is_two_layers_that_start_at_zero():
     assert decoder.schedule() == [("seed", 32)] + [("step", 32)] * 48
 
 
-@pytest.mark.parametrize("decoder", [small_decoder(0), small_decoder(1), small_decoder(3), regrowing_decoder()])
+@pytest.mark.parametrize(
+    "decoder",
+    [small_decoder(0), small_decoder(1), small_decoder(3), regrowing_decoder(), persistent_decoder()],
+)
 def test_grow_follows_its_schedule(decoder):
     states = list(decoder.grow(torch.randn(2, 4)))
     schedule = decoder.schedule()
@@ -67,7 +77,7 @@ def test_grow_follows_its_schedule(decoder):
         torch.testing.assert_close(after, expected)
 
 
-@pytest.mark.parametrize("decoder", [small_decoder(), regrowing_decoder()])
+@pytest.mark.parametrize("decoder", [small_decoder(), regrowing_decoder(), persistent_decoder()])
 def test_the_image_is_channel_0_of_the_last_grid_without_its_border(decoder):
     z = torch.randn(3, 4)
     *_, last = decoder.grow(z)
@@ -78,6 +88,25 @@ def test_the_image_is_channel_0_of_the_last_grid_without_its_border(decoder):
 def test_an_untrained_decoder_paints_the_first_entry_of_the_latent(decoder):
     z = torch.randn(2, 4)
     assert torch.equal(decoder(z), z[:, :1, None, None].expand(2, 1, 28, 28))
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_persistent_decoder_grows_like_a_doubling_one_and_takes_its_own_steps_on_the_last_grid(steps):
+    decoder = persistent_decoder(steps, min_steps=1, max_steps=6)
+    growing = DoublingDecoder(4, 6, steps, residual_blocks=1)
+    growing.load_state_dict(decoder.state_dict())
+    assert decoder.last_steps == 3
+    assert decoder.schedule()[: 5 + 4 * steps] == growing.schedule()[: 5 + 4 * steps]
+    assert decoder.schedule()[5 + 4 * steps :] == [("step", 32)] * 3
+    z = torch.randn(2, 4)
+    settled = decoder.settle(z)
+    torch.testing.assert_close(settled, list(growing.grow(z))[4 + 4 * steps])
+    torch.testing.assert_close(decoder(z), decoder.run(settled, 3)[:, :1, 2:30, 2:30])
+
+
+def test_a_regrowing_decoder_settles_at_once():
+    decoder, z = regrowing_decoder(), torch.randn(2, 4)
+    assert torch.equal(decoder.settle(z), decoder.seed(z))
 
 
 def test_steps_add_up():

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load, save
 
 from vnca import cells
-from vnca.decoders import ConvDecoder, DoublingDecoder, RegrowingDecoder, crop
+from vnca.decoders import ConvDecoder, DoublingDecoder, PersistentDecoder, RegrowingDecoder, crop
 from vnca.healing import image
 from vnca.objectives import (
     HOLE_SIZE,
@@ -85,6 +85,24 @@ def test_the_decoder_chooses_the_objective():
     assert len(objective(model()).pool) == 1024
     for decoder in (ConvDecoder(4, width=2), DoublingDecoder(4, 4)):
         assert isinstance(objective(VAE(Encoder(4, width=2), decoder)), Elbo)
+
+
+def test_a_persistent_decoder_counts_its_steps_from_the_last_doubling():
+    torch.manual_seed(0)
+    decoder = PersistentDecoder(CHANNELS, 4, steps=2, residual_blocks=1, min_steps=1, max_steps=3)
+    torch.nn.init.normal_(decoder.update.layers[-1].weight, std=0.1)
+    staying = VAE(Encoder(CHANNELS, width=2), decoder)
+    persistent = objective(staying)
+    assert isinstance(persistent, PersistentElbo)
+    x = images(8)
+    drawn = persistent.draw(x, *generators())
+    terms = persistent(**drawn)
+    assert terms.fresh.all(), "the pool is empty"
+    posterior = staying.encode(x)
+    settled = decoder.settle(posterior.mean + posterior.stddev * drawn["noise"])
+    after = [bernoulli_log_likelihood(crop(decoder.run(settled, steps)[:, :1]), x) for steps in (1, 2, 3)]
+    torch.testing.assert_close(terms.log_likelihood, sum(after) / 3)
+    torch.testing.assert_close(terms.outcome.float(), decoder.run(settled, drawn["steps"]), rtol=0.01, atol=0.01)
 
 
 def small_vae(prior=None) -> VAE:
@@ -384,7 +402,7 @@ def test_what_does_not_fit_is_refused():
         PersistentElbo(model(), planted=True)
     with pytest.raises(ValueError, match="planted genomes are for a RegrowingDecoder, not for a ConvDecoder"):
         objective(VAE(Encoder(4, width=2), ConvDecoder(4, width=2)), planted=True)
-    with pytest.raises(ValueError, match="only a RegrowingDecoder"):
+    with pytest.raises(ValueError, match="only a PersistentDecoder or a RegrowingDecoder .* not a ConvDecoder"):
         PersistentElbo(VAE(Encoder(4, width=2), ConvDecoder(4, width=2)))
     with pytest.raises(ValueError, match="a pool of 4 states cannot give 6"):
         PersistentElbo(model(), pool_size=4).draw(images(6), *generators())

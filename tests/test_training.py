@@ -226,6 +226,18 @@ def test_two_processes_do_what_one_does(tmp_path, more):
     assert "2 processes" in json.loads((tmp_path / "two" / "config.json").read_text())["run"]["hardware"]
 
 
+def test_a_persistent_decoder_begins_with_the_weights_of_a_doubling_one(tmp_path):
+    training.train(TINY, tmp_path / "grown")
+    options = TINY.model.decoder_options | {"min_steps": 1, "max_steps": 2}
+    model = replace(TINY.model, decoder="persistent", decoder_options=options)
+    config = replace(TINY, model=model, updates=1, learning_rate=1e-30, ema=0.0, init_from=str(tmp_path / "grown"))
+    training.train(config, tmp_path / "staying")
+    assert same(weights(tmp_path / "grown"), weights(tmp_path / "staying"))
+    wider = replace(config, model=replace(model, decoder_options=options | {"hidden": 5}))
+    with pytest.raises(ValueError, match="are of another model"):
+        training.train(wider, tmp_path / "wider")
+
+
 def test_resume_repeats_no_line_of_the_metrics(tmp_path, monkeypatch):
     config = replace(TINY, updates=50)
     with monkeypatch.context() as patch:

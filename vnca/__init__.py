@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from vnca import data
 from vnca.cells import damage
-from vnca.decoders import ConvDecoder, DoublingDecoder, RegrowingDecoder
+from vnca.decoders import ConvDecoder, DoublingDecoder, PersistentDecoder, RegrowingDecoder
 from vnca.inpainting import inpaint
 from vnca.pretrained import available, load
 from vnca.vae import VAE, Encoder, ModelConfig, build, elbo, iwae
@@ -26,6 +26,7 @@ __all__ = [
     "DoublingDecoder",
     "Encoder",
     "ModelConfig",
+    "PersistentDecoder",
     "RegrowingDecoder",
     "available",
     "build",

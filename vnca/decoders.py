@@ -6,6 +6,7 @@ doublings lead from 2 × 2 to the whole.
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,13 @@ def _require_latents(z: Tensor, latent_size: int) -> None:
         raise ValueError(f"latents are a torch.Tensor (B, {latent_size}), not a {type(z).__name__}")
     if z.ndim != 2 or z.shape[1] != latent_size:
         raise ValueError(f"this decoder takes latents (B, {latent_size}), not {tuple(z.shape)}")
+
+
+def _require_range(decoder: nn.Module, min_steps: int, max_steps: int) -> None:
+    whole = isinstance(min_steps, int) and isinstance(max_steps, int)
+    if not whole or not 0 <= min_steps <= max_steps:
+        name = type(decoder).__name__
+        raise ValueError(f"{name} needs whole numbers 0 <= min_steps <= max_steps, not {min_steps} and {max_steps}")
 
 
 class ConvDecoder(nn.Module):
@@ -115,6 +123,21 @@ class CellDecoder(nn.Module):
         from vnca.fused import FusedSteps  # needs Triton
 
         return FusedSteps(self.update, torch.bfloat16)
+
+    def run(self, state: Tensor, steps: int) -> Tensor:
+        """The state after `steps` more steps, on a grid of any size: `(B, C, H, W)` -> `(B, C, H, W)`.
+
+        Raises:
+            ValueError: if the state has another number of dimensions or channels, or `steps` is negative.
+        """
+        cells.require_state(state)
+        if state.shape[1] != self.channels:
+            raise ValueError(f"the cells of this decoder have {self.channels} channels, not {state.shape[1]}")
+        if steps < 0:
+            raise ValueError(f"the number of steps is at least 0, not {steps}")
+        for _ in range(steps):
+            state = self.step(state)
+        return state
 
 
 def _can_fuse(update: nn.Module) -> bool:
@@ -226,6 +249,48 @@ class DoublingDecoder(CellDecoder):
         return pixel_logits(final)  # (B, 1, 28, 28)
 
 
+class PersistentDecoder(DoublingDecoder):
+    """A doubling VNCA that goes on living on its last grid. It is not in the paper.
+
+    It grows as `DoublingDecoder` does. On the 32 × 32 grid it is then judged, and trained with a pool and damage
+    (`vnca.objectives.PersistentElbo`), after every number of steps from `min_steps` to `max_steps`; `grow` and
+    `forward` take their mean, `last_steps`, so that a latent always gives the same image. The weights are those of a
+    `DoublingDecoder`, so it can begin with one that was trained.
+
+    Args:
+        channels, hidden, steps, residual_blocks: of the growth, as for `DoublingDecoder`; `steps` in each stage but
+            the last.
+        min_steps, max_steps: the range of steps on the last grid in training.
+
+    Raises:
+        ValueError: unless `0 <= min_steps <= max_steps` are whole numbers, or as `DoublingDecoder` does.
+    """
+
+    def __init__(
+        self,
+        channels: int = 256,
+        hidden: int = 256,
+        steps: int = 8,
+        residual_blocks: int = 4,
+        min_steps: int = 8,
+        max_steps: int = 24,
+    ):
+        super().__init__(channels, hidden, steps, residual_blocks)
+        _require_range(self, min_steps, max_steps)
+        self.min_steps, self.max_steps = min_steps, max_steps
+        self.last_steps = (min_steps + max_steps) // 2
+
+    def schedule(self) -> list[tuple[str, int]]:
+        """What `grow` does, as in `DoublingDecoder`, but with `last_steps` on the last grid."""
+        plan = super().schedule()
+        return plan[: len(plan) - self.steps] + [("step", GRID_SIZE)] * self.last_steps
+
+    def settle(self, z: Tensor) -> Tensor:
+        """The grid from which training counts the steps, after the last doubling: `(B, C)` -> `(B, C, 32, 32)`."""
+        states = islice(self.grow(z), len(self.schedule()) - self.last_steps)
+        return deque(states, maxlen=1).pop()
+
+
 class RegrowingDecoder(CellDecoder):
     """The regrowing (non-doubling) VNCA: a whole grid of copies of the latent takes one step after another.
 
@@ -259,9 +324,7 @@ class RegrowingDecoder(CellDecoder):
         latent_size: int | None = None,
     ):
         super().__init__()
-        whole = isinstance(min_steps, int) and isinstance(max_steps, int)
-        if not whole or not 0 <= min_steps <= max_steps:
-            raise ValueError(f"RegrowingDecoder needs 0 <= min_steps <= max_steps, not {min_steps} and {max_steps}")
+        _require_range(self, min_steps, max_steps)
         self.channels = channels
         self.latent_size = channels if latent_size is None else latent_size
         self.min_steps, self.max_steps = min_steps, max_steps
@@ -279,20 +342,9 @@ class RegrowingDecoder(CellDecoder):
         """The first grid, by default the whole one: `(B, D)` -> `(B, C, size, size)`; see `CellDecoder.seed`."""
         return super().seed(z, size)
 
-    def run(self, state: Tensor, steps: int) -> Tensor:
-        """The state after `steps` more steps, on a grid of any size: `(B, C, H, W)` -> `(B, C, H, W)`.
-
-        Raises:
-            ValueError: if the state has another number of dimensions or channels, or `steps` is negative.
-        """
-        cells.require_state(state)
-        if state.shape[1] != self.channels:
-            raise ValueError(f"the cells of this decoder have {self.channels} channels, not {state.shape[1]}")
-        if steps < 0:
-            raise ValueError(f"the number of steps is at least 0, not {steps}")
-        for _ in range(steps):
-            state = self.step(state)
-        return state
+    def settle(self, z: Tensor) -> Tensor:
+        """The grid from which training counts the steps, the seed: `(B, D)` -> `(B, C, 32, 32)`."""
+        return self.seed(z)
 
     def grow(self, z: Tensor) -> Iterator[Tensor]:
         """Yield the cell state `(B, C, 32, 32)` after the seed and after each of `steps` steps.
@@ -315,4 +367,9 @@ class RegrowingDecoder(CellDecoder):
         return pixel_logits(final)  # (B, 1, 28, 28)
 
 
-DECODERS = {"conv": ConvDecoder, "doubling": DoublingDecoder, "regrowing": RegrowingDecoder}
+DECODERS = {
+    "conv": ConvDecoder,
+    "doubling": DoublingDecoder,
+    "persistent": PersistentDecoder,
+    "regrowing": RegrowingDecoder,
+}

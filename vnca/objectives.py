@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.distributions import Normal
 
 from vnca import cells
-from vnca.decoders import BORDER, GRID_SIZE, IMAGE_SIZE, RegrowingDecoder, crop
+from vnca.decoders import BORDER, GRID_SIZE, IMAGE_SIZE, PersistentDecoder, RegrowingDecoder, crop
 from vnca.growing import Pool
 from vnca.priors import standard_normal
 from vnca.vae import VAE, bernoulli_log_likelihood
@@ -136,6 +136,8 @@ class ImportanceWeighted(nn.Module):
 class PersistentElbo(nn.Module):
     """The ELBO of the regrowing VNCA, with a pool and damage, so that an image stays and heals (Palm et al. 2022).
 
+    The same for a doubling VNCA that goes on living on its last grid, which is not in the paper.
+
     The first half of a batch is fresh: images are encoded and grown from their seeds. The second half goes on from
     states of the pool, each with the image it was grown for; half of those, a quarter of the batch, start with a hole
     of 14 × 14 cells. Afterwards resumed states return to their places, and an eighth of the fresh ones replace others,
@@ -164,7 +166,7 @@ class PersistentElbo(nn.Module):
     is not put back: its genome and its picture are of two images.
 
     Args:
-        model: a `VAE` with a `RegrowingDecoder`.
+        model: a `VAE` with a `RegrowingDecoder`, or a `PersistentDecoder`, whose steps count from its last doubling.
         pool_size: states in the pool.
         planted: whether wounded cells learn to read the genome of another image. It is not in the paper.
 
@@ -174,8 +176,11 @@ class PersistentElbo(nn.Module):
 
     def __init__(self, model: VAE, pool_size: int = POOL_SIZE, planted: bool = False):
         super().__init__()
-        if not isinstance(model.decoder, RegrowingDecoder):
-            raise ValueError(f"only a RegrowingDecoder can go on from a state of a pool, not {model.decoder!r}")
+        if not isinstance(model.decoder, PersistentDecoder | RegrowingDecoder):
+            raise ValueError(
+                "only a PersistentDecoder or a RegrowingDecoder can go on from a state of a pool, "
+                f"not a {type(model.decoder).__name__}"
+            )
         if planted and not isinstance(model.decoder.update, cells.MaturingUpdate):
             raise ValueError("only cells with a genome can get another's: the latent needs fewer numbers than channels")
         self.model = model
@@ -246,7 +251,7 @@ class PersistentElbo(nn.Module):
         """
         decoder = self.model.decoder
         z, kl = _sample_posterior(self.model, x, noise)
-        state = torch.where(_column(resumed), start.to(z.dtype), decoder.seed(z))  # (B, C, 32, 32)
+        state = torch.where(_column(resumed), start.to(z.dtype), decoder.settle(z))  # (B, C, 32, 32)
         if self.planted:
             state = torch.where(_column(planted), cells.plant(state, z.detach()), state)
 
@@ -397,20 +402,19 @@ def objective(
 ) -> Elbo | ImportanceWeighted | PersistentElbo | CoarseToFine:
     """What to train a model with.
 
-    A regrowing one is trained with a pool, after its lessons. Every other is trained with the ELBO, or with the
-    importance-weighted bound of several samples.
+    A regrowing or persistent one is trained with a pool, a regrowing one after its lessons. Every other is trained with
+    the ELBO, or with the importance-weighted bound of several samples.
 
     Raises:
         ValueError: if lessons, planted genomes or several samples are given for a decoder that cannot have any.
     """
-    if not isinstance(model.decoder, RegrowingDecoder):
-        if lessons or planted:
-            raise ValueError(
-                f"lessons and planted genomes are for a RegrowingDecoder, not for a {type(model.decoder).__name__}"
-            )
+    name = type(model.decoder).__name__
+    if (lessons or planted) and not isinstance(model.decoder, RegrowingDecoder):
+        raise ValueError(f"lessons and planted genomes are for a RegrowingDecoder, not for a {name}")
+    if not isinstance(model.decoder, PersistentDecoder | RegrowingDecoder):
         return Elbo(model) if samples == 1 else ImportanceWeighted(model, samples)
     if samples != 1:
-        raise ValueError(f"a RegrowingDecoder is trained with 1 sample an image, not with {samples}")
+        raise ValueError(f"a {name} is trained with 1 sample an image, not with {samples}")
     persistent = PersistentElbo(model, planted=planted)
     return CoarseToFine(persistent, lessons) if lessons else persistent
 
@@ -427,7 +431,12 @@ def _sample_posterior(model: VAE, x: Tensor, noise: Tensor) -> tuple[Tensor, Ten
 
 
 def _follow(
-    decoder: RegrowingDecoder, state: Tensor, compare: Callable[[Tensor], Tensor], first: int, last: int, steps: int
+    decoder: PersistentDecoder | RegrowingDecoder,
+    state: Tensor,
+    compare: Callable[[Tensor], Tensor],
+    first: int,
+    last: int,
+    steps: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take `last` steps from a state `(B, C, H, W)`.
 

@@ -384,7 +384,7 @@ def _start(config: TrainConfig, images: Tensor | None) -> VAE:
         theirs = ModelConfig(**pretrained.read_config(pretrained.find(config.init_from))["model"])
         prior = {"components": config.model.components, "correlated": config.model.correlated}
         but_for_prior = replace(theirs, **prior) if to_fit else theirs
-        if but_for_prior != config.model:
+        if _growth(but_for_prior) != _growth(config.model):
             raise ValueError(f"the weights {config.init_from} are of another model: {theirs}, not {config.model}")
         to_fit = to_fit and (theirs != config.model or config.updates == 0)
         weights = pretrained.load(config.init_from).state_dict().items()
@@ -403,6 +403,14 @@ def _start(config: TrainConfig, images: Tensor | None) -> VAE:
     if to_fit:
         _fit_prior(model, images, config.seed)
     return model
+
+
+def _growth(config: ModelConfig) -> ModelConfig:
+    """The model up to its last grid: a `PersistentDecoder` has the weights of a `DoublingDecoder`."""
+    if config.decoder != "persistent":
+        return config
+    options = {name: value for name, value in config.decoder_options.items() if name not in ("min_steps", "max_steps")}
+    return replace(config, decoder="doubling", decoder_options=options)
 
 
 @torch.no_grad()

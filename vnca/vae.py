@@ -238,8 +238,8 @@ class ModelConfig:
     """All that is needed to build a model again; written to and read from `config.json`.
 
     Attributes:
-        decoder: `"doubling"`, `"regrowing"` or `"conv"`.
-        latent_size: size `D` of the latent. The cells of the doubling decoder have as many channels, those of the
+        decoder: `"doubling"`, `"persistent"`, `"regrowing"` or `"conv"`.
+        latent_size: size `D` of the latent. The cells of decoders that double have as many channels, those of the
             regrowing one too unless its options name another number of `channels`.
         encoder_width: channels of the encoder's first convolution.
         decoder_options: further arguments of the decoder's class, such as `hidden` and `steps`.
@@ -268,6 +268,7 @@ def build(config: ModelConfig) -> VAE:
     sizes = {
         "conv": {"latent_size": size},
         "doubling": {"channels": size},
+        "persistent": {"channels": size},
         "regrowing": {"channels": size, "latent_size": size},
     }
     try:

@@ -742,6 +742,7 @@ PAGES = (
     "book/03-doubling-decoder.ipynb",
     "book/04-training.ipynb",
     "book/05-inpainting.ipynb",
+    "book/06-past-the-paper.ipynb",
 )
 
 

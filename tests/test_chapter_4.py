@@ -6,8 +6,6 @@ import pytest
 import torch
 from chapters import ROOT, definitions, read
 
-from vnca.priors import MixturePrior
-
 
 @pytest.fixture(scope="module")
 def chapter():
@@ -44,15 +42,6 @@ def test_each_binary_image_finds_the_gray_one_it_was_drawn_from(chapter):
     p = gray.clamp(0.001, 0.999)
     expected = torch.distributions.Bernoulli(p[4]).log_prob(binary[7]).sum()
     torch.testing.assert_close(scores[7, 4], expected, rtol=1e-4, atol=0)
-
-
-def test_the_density_of_the_mixture_is_that_of_the_package(chapter):
-    prior = MixturePrior(5, 3)
-    generator = torch.Generator().manual_seed(3)
-    for parameter in prior.parameters():
-        torch.nn.init.normal_(parameter, generator=generator)
-    z = torch.randn(20, 5, generator=generator)
-    torch.testing.assert_close(chapter["log_mixture"](z, *prior.parameters()), prior.log_prob(z), rtol=1e-4, atol=1e-4)
 
 
 def test_speeds_in_the_choice_of_a_batch_are_measured_ones():

@@ -307,7 +307,7 @@ def test_the_preset_that_came_before_the_last_one_is_in_the_record_of_that_one()
     assert preset.hardware.split()[-1] in earlier["hardware"]
 
 
-def test_the_best_small_model_is_above_the_published_ones_as_chapter_4_says():
+def test_the_best_small_model_is_above_the_published_ones_as_chapter_6_says():
     run = json.loads((readme.ROOT / "results" / "best-mnist-small.json").read_text())
     published = [float(nats.replace("−", "-")) for model, nats, _ in readme.PUBLISHED if model == "doubling VNCA"]
     assert len(published) == 2 and run["nats"] > max(published)
@@ -315,7 +315,7 @@ def test_the_best_small_model_is_above_the_published_ones_as_chapter_4_says():
     assert 15.5 <= 1_182_208 / run["parameters"]["decoder"] < 16.5, "sixteen times the parameters"
 
 
-def test_a_prior_alone_does_for_the_paper_size_what_chapter_4_says():
+def test_a_prior_alone_does_for_the_paper_size_what_chapter_6_says():
     run, small, plain = (
         json.loads((readme.ROOT / "results" / f"{name}.json").read_text())
         for name in ("best-mnist", "best-mnist-small", "doubling-mnist")
@@ -330,7 +330,7 @@ def test_a_prior_alone_does_for_the_paper_size_what_chapter_4_says():
     assert run["updates"] == 0, "no other weight has changed"
 
 
-def test_wider_proposals_bring_what_chapter_4_says():
+def test_wider_proposals_bring_what_chapter_6_says():
     rows = json.loads((readme.ROOT / "results" / "proposals.json").read_text())["rows"]
     tried = {row["trust"]: row["gain"] for row in rows if row["split"] == "train"}
     best = max(tried, key=lambda trust: tried[trust][0])

@@ -485,6 +485,39 @@ def render_proposals() -> str:
     )
 
 
+def render_gaps() -> str:
+    """How far each model's figures lie below log p(x): one row for each model, image by image."""
+    found = result("gaps")
+    settings = found["settings"]
+
+    def mean_and_error(values: list[float]) -> str:
+        return f"{signed(statistics.mean(values))} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
+
+    lines = [
+        "| model | test images | ELBO | with a search | bound | $\\log p(x)$, between |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in sorted(found["rows"], key=lambda row: -statistics.mean(row["figures"]["upper"])):
+        figures = row["figures"]
+        below = [
+            mean_and_error([value - upper for value, upper in zip(figures[name], figures["upper"], strict=True)])
+            for name in ("elbo", "elbo_searched", "bound", "lower")
+        ]
+        lines.append(f"| `{row['model']}` | {len(figures['upper']):,} | {' | '.join(below[:3])} | {below[3]} and 0 |")
+    machines = sorted({f"{row['machine']}, {row['precision']}" for row in found["rows"]})
+    return "\n".join(
+        [
+            "In nats above (or, with a minus, below) the upper bound of $\\log p(x)$, image by image:",
+            "",
+            *lines,
+            "",
+            f"`{found['data']}`. The ELBO and the bound draw {settings['num_samples']} latents, the bounds from both "
+            f"sides {settings['samples_of_both_sides']} with {settings['chains']} chains of {settings['iterations']} "
+            f"iterations, and a search makes {settings['updates_of_search']} updates; {'; '.join(machines)}.",
+        ]
+    )
+
+
 def render_sharing() -> str:
     """What it costs that all stages share one rule: one row for each number of updates and decoder, over seeds."""
     found = result("sharing")
@@ -708,6 +741,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "completions": lambda _: render_completions(),
     "gap": lambda _: render_gap(),
     "proposals": lambda _: render_proposals(),
+    "gaps": lambda _: render_gaps(),
     "sharing": lambda _: render_sharing(),
     "recipes": lambda _: render_recipes(),
     "scaling": lambda _: render_scaling(),

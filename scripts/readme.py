@@ -518,6 +518,29 @@ def render_gaps() -> str:
     )
 
 
+def render_samples() -> str:
+    """How much samples look like digits to a classifier: one row for each model, then test images."""
+    found = result("samples")
+
+    def row_of(name: str, row: dict) -> str:
+        share, error = row["sure"]
+        return f"| {name} | {share:.1%} ± {error:.1%} | {row['frechet']:.1f} |"
+
+    (count,) = {row["images"] for row in (*found["rows"], found["test"])}
+    machines = "; ".join(sorted({row["machine"] for row in found["rows"]}))
+    return "\n".join(
+        [
+            "| samples of | the classifier is sure | Fréchet distance |",
+            "|---|---|---|",
+            *(row_of(f"`{row['model']}`", row) for row in sorted(found["rows"], key=lambda row: row["frechet"])),
+            row_of("test images", found["test"]),
+            "",
+            f"{count:,} samples of each. The classifier gets {found['accuracy']:.1%} of the test images right, and is "
+            f"called sure above a probability of {found['sure_above']:g}; {machines}.",
+        ]
+    )
+
+
 def render_sharing() -> str:
     """What it costs that all stages share one rule: one row for each number of updates and decoder, over seeds."""
     found = result("sharing")
@@ -742,6 +765,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "gap": lambda _: render_gap(),
     "proposals": lambda _: render_proposals(),
     "gaps": lambda _: render_gaps(),
+    "samples": lambda _: render_samples(),
     "sharing": lambda _: render_sharing(),
     "recipes": lambda _: render_recipes(),
     "scaling": lambda _: render_scaling(),

@@ -28,7 +28,12 @@ CAPTION = (
     "alike; every cell follows the same learned rule and sees only its neighbors; four times each cell becomes four."
 )
 
-MODELS = {"doubling": "doubling VNCA", "conv": "convolutional VAE", "regrowing": "regrowing (non-doubling) VNCA"}
+MODELS = {
+    "doubling": "doubling VNCA",
+    "persistent": "doubling VNCA, trained to stay",
+    "conv": "convolutional VAE",
+    "regrowing": "regrowing (non-doubling) VNCA",
+}
 
 # Published figures, all in nats per image on the test set of MNIST; where nothing else is said, statically binarized.
 PAPER = "[Palm et al. 2022](https://openreview.net/forum?id=7fFO4cMBx_9)"

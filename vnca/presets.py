@@ -208,6 +208,21 @@ MATURE_SMALL = TrainConfig(
     lessons=((8, 2500), (16, 3000), (32, 1200)),
 )
 
+PERSIST_SMALL = TrainConfig(
+    replace(SMALL, decoder="persistent", decoder_options=SMALL.decoder_options | {"min_steps": 4, "max_steps": 8}),
+    "binarized-mnist",
+    "train+valid",
+    updates=None,
+    minutes=120.0,
+    batch_size=32,
+    learning_rate=1e-3,
+    warmup=200,
+    kl_warmup=0,
+    clip=5.0,
+    ema=0.997,
+    init_from="doubling-mnist-small",
+)
+
 PRESETS = {
     "quick": Preset(
         TrainConfig(
@@ -333,5 +348,8 @@ PRESETS = {
     "read-small": Preset(
         replace(MATURE_SMALL, minutes=120.0, lessons=((8, 2500), (16, 4000), (32, 1200)), planted=True),
         "as `mature-small`, but that wounded cells learn to read their genome",
+    ),
+    "persist-small": Preset(
+        PERSIST_SMALL, "what `small` trained, with a pool: a doubling VNCA that stays and heals, as in chapter 5"
     ),
 }

@@ -403,6 +403,27 @@ def test_settle_draws_what_waits(panel):
     asyncio.run(change())
 
 
+def test_a_click_during_a_redraw_is_served_by_the_next_one(panel, calls):
+    pictures, buttons = panel.regrowth.pictures, []
+    clicking = threading.Thread(target=panel.longer.click)  # JupyterLab handles messages beside a running cell
+
+    def drawing(settings):
+        buttons.append((panel.longer.disabled, panel.longer.description))
+        if len(buttons) == 1:
+            clicking.start()
+            while not panel._redraws._waiting:
+                time.sleep(0.001)
+        return pictures(settings)
+
+    panel.regrowth.pictures = drawing
+    panel.row.value = 5
+    clicking.join()
+    assert calls == ["quick", "whole"]
+    assert buttons == [(False, widgets.SAMPLE_LONGER), (True, "Sampling …")]
+    assert "over 5 completions of the whole sampler" in panel.figures.value
+    assert (panel.longer.disabled, panel.longer.description) == (True, widgets.SAMPLE_LONGER)
+
+
 def test_no_change_is_lost_between_threads():
     served, newest = [], [0]
     action = Coalesced(lambda: (time.sleep(0.002), served.append(newest[0])))

@@ -374,8 +374,9 @@ class InpaintingPanel(ipywidgets.VBox):
 
     def _redraw(self) -> None:
         settings, quick = self.settings, True
+        longer, self._longer_wanted = self._longer_wanted, False  # a click from here on is for the next redraw
         try:
-            if self._longer_wanted:
+            if longer:
                 self.regrowth.sample_longer(settings)
             self.shown = self.regrowth.pictures(settings)
             quick = self.regrowth.is_quick(settings)
@@ -392,12 +393,12 @@ class InpaintingPanel(ipywidgets.VBox):
             self.figures.value = f"<p>These settings were not drawn: {reason}</p>"
             raise
         finally:
-            self._longer_wanted = False
-            self.longer.disabled, self.longer.description = not quick, SAMPLE_LONGER
+            if not self._longer_wanted:  # else it stays as the click left it until the next redraw
+                self.longer.disabled, self.longer.description = not quick, SAMPLE_LONGER
 
     def _sample_longer(self, button: ipywidgets.Button) -> None:
-        button.disabled, button.description = True, "Sampling …"
         self._longer_wanted = True
+        button.disabled, button.description = True, "Sampling …"
         self._redraws.request()
 
 

@@ -21,7 +21,7 @@ from torch.distributions import Normal
 
 from vnca.decoders import IMAGE_SIZE
 from vnca.priors import gaussian_kl, standard_normal
-from vnca.vae import CHUNK_SIZE, VAE, at_least_float32, require_pixels
+from vnca.vae import CHUNK_SIZE, VAE, at_least_float32, encode_in_chunks, require_pixels
 
 PIXELS = IMAGE_SIZE**2
 BANK = 512  # latents drawn from the prior, in whose images the search for modes begins
@@ -100,7 +100,7 @@ def decode(model: VAE, z: Tensor) -> Tensor:
 
 def encode(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
     """Means and standard deviations `(..., D)` of q(z | x) for images `(..., 784)`."""
-    posterior = model.encode(images.reshape(-1, 1, IMAGE_SIZE, IMAGE_SIZE))
+    posterior = encode_in_chunks(model, images.reshape(-1, 1, IMAGE_SIZE, IMAGE_SIZE), CHUNK_SIZE)
     return tuple(t.view(*images.shape[:-1], model.latent_size) for t in (posterior.mean, posterior.stddev))
 
 

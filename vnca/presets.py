@@ -267,7 +267,7 @@ PRESETS = {
             model=replace(SMALL, components=1000),
             minutes=25.0,
             learning_rate=2e-4,
-            init_from="best-mnist-small",
+            init_from="runs/refine-small",  # the shipped weights of that name are what this preset made of them
         ),
         "what `refine-small` trained, once more: twice the components, less than half the learning rate",
         minutes=25.0,

@@ -49,12 +49,23 @@ SHARES = (0.02, 0.05, 0.1, 0.2, 0.4)  # of the pixel mean in the prediction of t
 
 
 class Table:
-    """The rows of a result file, each written as soon as it is there."""
+    """The rows of a result file, each written as soon as it is there.
+
+    Raises:
+        ValueError: if the file is there, and holds rows that were measured on other images or with another seed.
+    """
 
     def __init__(self, path: Path, x: Tensor):
         self.path = path
         self.head = {"data": DATA, "split": "test", "images": len(x), "seed": SEED}
-        self.rows = json.loads(path.read_text())["rows"] if path.exists() else []
+        found = json.loads(path.read_text()) if path.exists() else {**self.head, "rows": []}
+        self.rows = found["rows"]
+        for name, value in self.head.items():
+            if found[name] != value:
+                raise ValueError(
+                    f"the rows of {path} were measured otherwise: {name} is {found[name]} there, {value} now; "
+                    "give another --out"
+                )
 
     def has(self, model: str, mask: str, identity: dict) -> bool:
         return any((row["model"], row["mask"], row["identity"]) == (model, mask, identity) for row in self.rows)

@@ -362,7 +362,11 @@ def by_mask(rows: list[dict], cell: Callable[[dict], str], rank: Callable[[dict]
 
 
 def measured_with(rows: list[dict], *names: str) -> tuple:
-    """The settings of those names, which are the same for every model, or this fails; then the machines."""
+    """The settings of those names, which are the same for every model, or this fails; then the machines.
+
+    It fails as well unless all rows were measured on the same images.
+    """
+    (_,) = {row["identity"]["pixels"] for row in rows}
     (settings,) = {tuple(row["identity"][name] for name in names) for row in rows if row["decoder"]}
     return *settings, "; ".join(sorted({row["machine"] for row in rows if "machine" in row}))
 

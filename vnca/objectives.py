@@ -1,9 +1,9 @@
 """What one update of training computes: the two terms of the ELBO, and for the regrowing VNCA its pool.
 
-An objective works in three parts, so that an engine can split a batch over processes. `draw` makes every random
-choice for the whole batch, the same in each process. `forward` computes the terms for a share of it: what `draw`
-returned, tensors cut along their first dimension and whole numbers as they are. `keep` puts away what later updates
-need, from the outcomes of all shares. The pool is the same in each process.
+An objective works in parts, so that an engine can split a batch over processes. `draw` makes every random choice for
+the whole batch, the same in each process. `forward` computes the terms for a share of it: what `draw` returned, tensors
+cut along their first dimension and whole numbers as they are. Where these have an outcome, `keep` puts away what later
+updates need, from the outcomes of all shares. The pool is the same in each process.
 """
 
 import math
@@ -75,9 +75,6 @@ class Elbo(nn.Module):
         fresh = torch.ones_like(kl, dtype=torch.bool)
         return Terms(log_likelihood, kl, penalty=torch.zeros_like(kl), fresh=fresh, outcome=None)
 
-    def keep(self, drawn: dict[str, Tensor | int], outcome: None) -> None:
-        """Nothing outlives an update."""
-
 
 class ImportanceWeighted(nn.Module):
     """The importance-weighted bound with K samples of the latent (Burda et al. 2016), for any decoder.
@@ -128,9 +125,6 @@ class ImportanceWeighted(nn.Module):
         log_likelihood = (weight * log_likelihood.detach()).sum(dim=1)  # (B,)
         fresh = torch.ones_like(bound, dtype=torch.bool)
         return Terms(log_likelihood, log_likelihood - bound, torch.zeros_like(bound), fresh=fresh, outcome=None)
-
-    def keep(self, drawn: dict[str, Tensor | int], outcome: None) -> None:
-        """Nothing outlives an update."""
 
 
 class PersistentElbo(nn.Module):

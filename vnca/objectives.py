@@ -19,7 +19,7 @@ from vnca import cells
 from vnca.decoders import BORDER, GRID_SIZE, IMAGE_SIZE, PersistentDecoder, RegrowingDecoder, crop
 from vnca.growing import Pool
 from vnca.priors import standard_normal
-from vnca.vae import VAE, bernoulli_log_likelihood
+from vnca.vae import VAE, bernoulli_log_likelihood, sample_posterior
 
 HOLE_SIZE = IMAGE_SIZE // 2  # cells along each side of a damage in training
 POOL_SIZE = 1024
@@ -70,7 +70,7 @@ class Elbo(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor) -> Terms:
         """The terms for images `(B, 1, 28, 28)` and noise `(B, D)`."""
-        z, kl = _sample_posterior(self.model, x, noise)
+        z, kl = sample_posterior(self.model, x, noise)
         log_likelihood = bernoulli_log_likelihood(self.model.decode(z), x)  # (B,)
         fresh = torch.ones_like(kl, dtype=torch.bool)
         return Terms(log_likelihood, kl, penalty=torch.zeros_like(kl), fresh=fresh, outcome=None)
@@ -244,7 +244,7 @@ class PersistentElbo(nn.Module):
             steps: how many steps the outcome has taken.
         """
         decoder = self.model.decoder
-        z, kl = _sample_posterior(self.model, x, noise)
+        z, kl = sample_posterior(self.model, x, noise)
         state = torch.where(_column(resumed), start.to(z.dtype), decoder.settle(z))  # (B, C, 32, 32)
         if self.planted:
             state = torch.where(_column(planted), cells.plant(state, z.detach()), state)
@@ -356,7 +356,7 @@ class CoarseToFine(nn.Module):
         if side is None:
             return self.persistent(x, noise, **drawn)
         decoder, pixels = self.model.decoder, GRID_SIZE // side  # along each side of a cell
-        z, kl = _sample_posterior(self.model, x, noise)
+        z, kl = sample_posterior(self.model, x, noise)
         z, kl = (t.detach() + 0 * t for t in (z, kl))  # a gradient of zero: several processes want one for each weight
         target, state = _coarse(x, pixels), decoder.seed(z, side)  # (B, 1, side, side), (B, C, side, side)
         fresh = torch.ones_like(kl, dtype=torch.bool)
@@ -383,7 +383,7 @@ class CoarseToFine(nn.Module):
     def _hurt(self, x: Tensor, noise: Tensor, hole: Tensor) -> Tensor:
         """Mature states of images `(B, 1, 28, 28)` without the cells of their holes `(B, 1, side, side)`."""
         decoder, side = self.model.decoder, hole.shape[-1]
-        z, _ = _sample_posterior(self.model, x, noise)
+        z, _ = sample_posterior(self.model, x, noise)
         return torch.where(hole, 0, decoder.run(decoder.seed(z, side), side))  # cells mature in as many steps
 
     def keep(self, drawn: dict[str, Tensor | int], outcome: Tensor) -> None:
@@ -415,13 +415,6 @@ def objective(
 
 def _noise(model: VAE, x: Tensor, generator: Generator) -> Tensor:
     return standard_normal((len(x), model.latent_size), x, generator)  # (B, D)
-
-
-def _sample_posterior(model: VAE, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """The latents `(B, D)` that the noise makes of q(z | x), and the KL term `(B,)`."""
-    posterior = model.encode(x)
-    z = posterior.mean + posterior.stddev * noise
-    return z, model.prior.divergence(posterior, z)
 
 
 def _follow(

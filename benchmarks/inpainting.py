@@ -18,7 +18,6 @@ each mask, and `settings` names them. How far completions are from the images is
 
 import argparse
 import datetime
-import hashlib
 import itertools
 import json
 import sys
@@ -33,6 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vnca import data, evaluation, evidence, files, hardware, inpainting, masks, pretrained
+from vnca.evaluation import digest, mean_and_error
 from vnca.seeds import seed_of
 from vnca.vae import VAE
 
@@ -88,18 +88,6 @@ class Table:
         return evaluation.Kept(path, {**identity, "mask": mask})
 
 
-def digest(*tensors: Tensor) -> str:
-    """What tells tensors from others."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(tensor.contiguous().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
-def mean_and_error(values: Tensor) -> list[float]:
-    return [values.mean().item(), (values.std() / len(values) ** 0.5).item()]
-
-
 def hidden_by(mask: str, n: int) -> Tensor:
     """The masks `(n, 1, 28, 28)` of that name; "none" hides nothing."""
     return masks.center_square(n, 0) if mask == "none" else masks.MASKS[mask](n)
@@ -117,8 +105,8 @@ def load_model(name: str, x: Tensor) -> tuple[str, VAE, dict, dict]:
     device = hardware.best_device()
     model = pretrained.load(folder).to(device, memory_format=torch.channels_last)
     identity = {
-        "weights": digest(*model.state_dict().values()),
-        "pixels": digest(x),
+        "weights": digest(model.state_dict().values()),
+        "pixels": digest([x]),
         "chains": CHAINS,
         "iterations": ITERATIONS,
         "precision": "bfloat16 autocast" if hardware.has_bfloat16(device) else "float32",
@@ -268,7 +256,7 @@ def measure_baselines(
     x: Tensor, train: Tensor, valid: Tensor, names: Sequence[str], table: Table, overwrite: bool
 ) -> None:
     """The rows of both baselines, chosen on `valid`, from training images `(M, 784)`."""
-    identity = {"pixels": digest(x), "train": digest(train), "valid": digest(valid)}
+    identity = {"pixels": digest([x]), "train": digest([train]), "valid": digest([valid])}
     for mask in names:
         for name, make in {
             "pixel mean": lambda: pixel_mean(x, train),

@@ -64,7 +64,7 @@ class Bounds:
     @property
     def standard_error(self) -> float:
         """Of `nats`."""
-        return _standard_error(self.iwaes)
+        return mean_and_error(self.iwaes)[1]
 
     @property
     def elbo(self) -> float:
@@ -74,12 +74,12 @@ class Bounds:
     @property
     def elbo_standard_error(self) -> float:
         """Of `elbo`."""
-        return _standard_error(self.elbos)
+        return mean_and_error(self.elbos)[1]
 
 
-def _standard_error(values: Tensor) -> float:
-    """The standard error of the mean of values `(N,)`."""
-    return (values.std() / len(values) ** 0.5).item()
+def mean_and_error(values: Tensor) -> list[float]:
+    """The mean of values `(N,)` and its standard error."""
+    return [values.mean().item(), (values.std() / len(values) ** 0.5).item()]
 
 
 class _Unit(NamedTuple):
@@ -554,5 +554,5 @@ def digest(tensors: Iterable[Tensor]) -> str:
     """A quarter of the SHA-256 of what the tensors hold: enough to tell that they are others."""
     found = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.numpy().tobytes())
+        found.update(tensor.cpu().numpy().tobytes())  # in the order of the indices, however they lie in memory
     return found.hexdigest()[:16]

@@ -314,7 +314,10 @@ class CoarseToFine(nn.Module):
         return self.persistent.model
 
     def draw(self, x: Tensor, generator: Generator, host: Generator, update: int = 0) -> dict[str, Tensor | int]:
-        """The random choices of one update, as `PersistentElbo` draws them; in a lesson the noise of the latents.
+        """The random choices of one update, as `PersistentElbo` draws them.
+
+        In a lesson it is the noise of the latents, with the side of the lesson's grid. With planted genomes it is also
+        the holes, and the images and noise of the grids before their wounds: `hole`, `old` and `old_noise`.
 
         Args:
             x, generator, host: as for `PersistentElbo`.

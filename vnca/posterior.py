@@ -49,7 +49,7 @@ def require_task(x: Tensor, observed: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """Images and which of their pixels are observed, `(B, 784)` each, with the model that completes them."""
+    """Images and which of their pixels are observed, `(..., B, 784)` each, with the model that completes them."""
 
     model: VAE
     x: Tensor

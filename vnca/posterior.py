@@ -133,7 +133,7 @@ def prepare(model: VAE, generator: torch.Generator | None) -> Search:
     """What `fit` needs to know of a model."""
     logits = bank(model, BANK, generator)
     mean, scale = encode(model, logits.sigmoid().round())  # (P, D)
-    information = gaussian_kl(mean.T.reshape(-1, 1), scale.log().T.reshape(-1, 1)).view(-1, BANK).mean(dim=1)  # (D,)
+    information = gaussian_kl(mean.T, scale.log().T) / BANK  # (D,)
     used = information >= min(USED, information.max().item())
     return Search(logits, used.nonzero()[:, 0])
 

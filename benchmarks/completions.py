@@ -29,13 +29,11 @@ from inpainting import (
     ITERATIONS,
     SEED,
     Table,
-    digest,
     hidden_by,
     images,
     in_batches,
     load_model,
     make_parser,
-    mean_and_error,
     neighbors,
     pixel_mean,
 )
@@ -43,6 +41,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vnca import evidence, hardware
+from vnca.evaluation import digest, mean_and_error
 from vnca.seeds import seed_of
 from vnca.vae import VAE
 
@@ -112,7 +111,7 @@ def measure_baselines(
     x: Tensor, train: Tensor, valid: Tensor, names: Sequence[str], table: Table, overwrite: bool
 ) -> dict[str, Tensor]:
     """The rows of both baselines; the errors `(2, N)` of the neighbors, by the mask."""
-    identity = {"pixels": digest(x), "train": digest(train), "valid": digest(valid)}
+    identity = {"pixels": digest([x]), "train": digest([train]), "valid": digest([valid])}
     reference = {}
     for mask in names:
         found = {"neighbors": neighbors(x, mask, train, valid), "pixel mean": pixel_mean(x, train)}

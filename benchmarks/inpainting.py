@@ -18,7 +18,6 @@ each mask, and `settings` names them. How far completions are from the images is
 
 import argparse
 import datetime
-import hashlib
 import itertools
 import json
 import sys
@@ -33,6 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vnca import data, evaluation, evidence, files, hardware, inpainting, masks, pretrained
+from vnca.evaluation import digest, mean_and_error
 from vnca.seeds import seed_of
 from vnca.vae import VAE
 
@@ -49,12 +49,23 @@ SHARES = (0.02, 0.05, 0.1, 0.2, 0.4)  # of the pixel mean in the prediction of t
 
 
 class Table:
-    """The rows of a result file, each written as soon as it is there."""
+    """The rows of a result file, each written as soon as it is there.
+
+    Raises:
+        ValueError: if the file is there, and holds rows that were measured on other images or with another seed.
+    """
 
     def __init__(self, path: Path, x: Tensor):
         self.path = path
         self.head = {"data": DATA, "split": "test", "images": len(x), "seed": SEED}
-        self.rows = json.loads(path.read_text())["rows"] if path.exists() else []
+        found = json.loads(path.read_text()) if path.exists() else {**self.head, "rows": []}
+        self.rows = found["rows"]
+        for name, value in self.head.items():
+            if found[name] != value:
+                raise ValueError(
+                    f"the rows of {path} were measured otherwise: {name} is {found[name]} there, {value} now; "
+                    "give another --out"
+                )
 
     def has(self, model: str, mask: str, identity: dict) -> bool:
         return any((row["model"], row["mask"], row["identity"]) == (model, mask, identity) for row in self.rows)
@@ -77,18 +88,6 @@ class Table:
         return evaluation.Kept(path, {**identity, "mask": mask})
 
 
-def digest(*tensors: Tensor) -> str:
-    """What tells tensors from others."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(tensor.contiguous().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
-def mean_and_error(values: Tensor) -> list[float]:
-    return [values.mean().item(), (values.std() / len(values) ** 0.5).item()]
-
-
 def hidden_by(mask: str, n: int) -> Tensor:
     """The masks `(n, 1, 28, 28)` of that name; "none" hides nothing."""
     return masks.center_square(n, 0) if mask == "none" else masks.MASKS[mask](n)
@@ -106,8 +105,8 @@ def load_model(name: str, x: Tensor) -> tuple[str, VAE, dict, dict]:
     device = hardware.best_device()
     model = pretrained.load(folder).to(device, memory_format=torch.channels_last)
     identity = {
-        "weights": digest(*model.state_dict().values()),
-        "pixels": digest(x),
+        "weights": digest(model.state_dict().values()),
+        "pixels": digest([x]),
         "chains": CHAINS,
         "iterations": ITERATIONS,
         "precision": "bfloat16 autocast" if hardware.has_bfloat16(device) else "float32",
@@ -257,7 +256,7 @@ def measure_baselines(
     x: Tensor, train: Tensor, valid: Tensor, names: Sequence[str], table: Table, overwrite: bool
 ) -> None:
     """The rows of both baselines, chosen on `valid`, from training images `(M, 784)`."""
-    identity = {"pixels": digest(x), "train": digest(train), "valid": digest(valid)}
+    identity = {"pixels": digest([x]), "train": digest([train]), "valid": digest([valid])}
     for mask in names:
         for name, make in {
             "pixel mean": lambda: pixel_mean(x, train),

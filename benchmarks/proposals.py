@@ -18,7 +18,6 @@ import sys
 from pathlib import Path
 
 import torch
-from inpainting import mean_and_error
 from tqdm import tqdm
 
 from vnca import data, evaluation, files, hardware, pretrained
@@ -67,7 +66,7 @@ def measure_model(name: str, split: str, limit: int | None, trusts: list[float],
     x = evaluation.choose(data.load(DATA, split).tensors[0], limit)
     precision = "bfloat16 autocast" if hardware.has_bfloat16(device) else "float32"
     identity = {
-        "weights": evaluation.digest(tensor.cpu() for tensor in model.state_dict().values()),
+        "weights": evaluation.digest(model.state_dict().values()),
         "pixels": evaluation.digest([x.bool()]),
         "num_samples": SAMPLES,
         "seed": SEED,
@@ -84,7 +83,7 @@ def measure_model(name: str, split: str, limit: int | None, trusts: list[float],
             "images": len(x),
             "nats": plain.nats,
             "nats_wider": wide.nats,
-            "gain": mean_and_error(wide.iwaes - plain.iwaes),
+            "gain": evaluation.mean_and_error(wide.iwaes - plain.iwaes),
             "minutes": round(plain.minutes + wide.minutes, 2),
             "machine": hardware.machine(device),
             "precision": precision,

@@ -50,6 +50,25 @@ def measure(config: TrainConfig | None, folder: Path, images: int, num_samples: 
     return {key: result[key] for key in KEPT} | {"training": result["config"]["training"], "commit": result["commit"]}
 
 
+def rows_there(path: Path, settings: dict) -> dict[str, dict]:
+    """The rows that an earlier call has measured, by name.
+
+    Raises:
+        ValueError: if it did so with other settings.
+    """
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    for row in found["rows"].values():
+        for name, value in settings.items():
+            if (there := (found | row)[name]) != value:
+                raise ValueError(
+                    f"the rows of {path} were measured otherwise: {name} is {there} there, {value} now; "
+                    "give another --out"
+                )
+    return found["rows"]
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
@@ -58,11 +77,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=IMAGES, help="test images")
     parser.add_argument("--num-samples", type=int, default=128, help="importance samples an image")
     options = parser.parse_args(arguments)
-    rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else {}
+    head = {"start": START, "latents": options.latents}
+    rows = rows_there(options.out, {**head, "images": options.limit, "num_samples": options.num_samples})
     for name, config in recipes(options.latents).items():
         if name not in rows:
             rows[name] = measure(config, options.work / name.replace(" ", "-"), options.limit, options.num_samples)
-            files.write_json(options.out, {"start": START, "latents": options.latents, "rows": rows})
+            files.write_json(options.out, {**head, "rows": rows})
         row = rows[name]
         print(f"{name:20} {row['nats']:8.2f} ± {row['standard_error']:.2f} nats, ELBO {row['elbo']:8.2f}", flush=True)
     return 0

@@ -18,11 +18,10 @@ from pathlib import Path
 
 import nbformat
 import torch
-from inpainting import mean_and_error
 
 import vnca
 from vnca import data, hardware
-from vnca.evaluation import choose
+from vnca.evaluation import choose, mean_and_error
 from vnca.files import write_json
 from vnca.seeds import seed_of
 from vnca.vae import VAE

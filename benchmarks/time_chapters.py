@@ -22,7 +22,7 @@ import torch
 from nbclient import NotebookClient
 
 from vnca import data, hardware
-from vnca.files import write_json
+from vnca.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "results" / "chapters.json"
@@ -64,7 +64,7 @@ def fill(path: Path) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = LINE.sub(lambda _: opening_line(path.stem), cell.source)
-    nbformat.write(notebook, path)
+    write_text(path, nbformat.writes(notebook) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

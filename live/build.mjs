@@ -4,7 +4,7 @@
 //
 // The same source and the same lock file give the same bytes. The result is committed, so that building the book needs
 // no Node; a test compares the two.
-import { readFileSync, writeFileSync } from "node:fs";
+import { readFileSync, renameSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import asc from "assemblyscript/asc";
 
@@ -25,7 +25,9 @@ if (error) {
   process.exit(1);
 }
 const base64 = Buffer.from(wasm).toString("base64");
-writeFileSync(out, `// Compiled from live/kernel.ts by live/build.mjs; do not edit.\nvncaLive.kernelBytes = "${base64}";\n`);
+const beside = `${out}.${process.pid}.part`; // so that the script is whole or not there
+writeFileSync(beside, `// Compiled from live/kernel.ts by live/build.mjs; do not edit.\nvncaLive.kernelBytes = "${base64}";\n`);
+renameSync(beside, out);
 console.log(`${out}: ${wasm.length} bytes of WebAssembly`);
 
 /** The text of a file, or null where there is none: the compiler asks for several names of each module. */

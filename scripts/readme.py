@@ -66,12 +66,12 @@ WANTED = {"doubling-mnist": "best", "refined-mnist": "refine", "regrowing-mnist"
 def repository() -> str:
     """The repository's address, from the one place that decides it."""
     # By hand, because tomllib came with Python 3.11.
-    return re.search(r'^Repository = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    return re.search(r'^Repository = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
 
 
 def pages() -> list[str]:
     """The pages of the book in the order of its table of contents, the first page first, without file endings."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     return [toc["root"], *(entry["file"] for part in toc["parts"] for entry in part["chapters"])]
 
 
@@ -167,7 +167,7 @@ def wanted_row(name: str, preset: str) -> str:
 
 def measured_runs() -> list[dict]:
     """The results of all models, by the names of their files."""
-    results = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("*.json"))]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "results").glob("*.json"))]
     return [result for result in results if "nats" in result]  # benchmarks have none
 
 
@@ -271,7 +271,7 @@ def folded(title: str, text: str, page: str) -> str:
 
 def result(name: str) -> dict:
     """A file of `results/`."""
-    return json.loads((ROOT / "results" / f"{name}.json").read_text())
+    return json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def at_steps(curve: dict, values: list, steps: tuple[int, ...]) -> str:
@@ -367,7 +367,11 @@ def by_mask(rows: list[dict], cell: Callable[[dict], str], rank: Callable[[dict]
 
 
 def measured_with(rows: list[dict], *names: str) -> tuple:
-    """The settings of those names, which are the same for every model, or this fails; then the machines."""
+    """The settings of those names, which are the same for every model, or this fails; then the machines.
+
+    It fails as well unless all rows were measured on the same images.
+    """
+    (_,) = {row["identity"]["pixels"] for row in rows}
     (settings,) = {tuple(row["identity"][name] for name in names) for row in rows if row["decoder"]}
     return *settings, "; ".join(sorted({row["machine"] for row in rows if "machine" in row}))
 
@@ -602,7 +606,7 @@ def render_scaling() -> str:
     """How the time of an update grows with each size of the decoder, one row for each machine and size."""
     lines = ["| from … to | power of the time | of the arithmetic | machine |", "|---|---|---|---|"]
     for path in sorted((ROOT / "results").glob("scaling-*.json")):
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         for name, axis in found["axes"].items():
             first, last = axis["points"][0]["value"], axis["points"][-1]["value"]
             powers = " | ".join(signed(axis[power]) for power in ("exponent", "arithmetic_exponent"))
@@ -624,7 +628,9 @@ FORMS = {  # of a training update, as `benchmarks/train_step.py` names them; wha
 def render_steps() -> str:
     """How fast training updates are, one row for each machine, model, batch and form."""
     lines = ["| form | images/s | of a product | × float32 | memory |", "|---|---|---|---|---|"]
-    machines = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("train_step-*.json"))]
+    machines = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "results").glob("train_step-*.json"))
+    ]
     for found in sorted(machines, key=lambda found: "NVIDIA" not in found["hardware"]):  # GPUs first
         products = {
             step["model"]: step["rows"]["product"]["flops_per_second"]
@@ -667,7 +673,7 @@ def growth_frames(name: str, digits: int = 4) -> list:
 def draw_growth() -> None:
     """Draw the picture from the best shipped weights of a doubling decoder, or say that there are none."""
     import vnca
-    from vnca import plotting
+    from vnca import files, plotting
 
     names = [name for name in vnca.available() if name.startswith(("best", "doubling"))]  # sorted: the best ones first
     if not names:
@@ -675,7 +681,8 @@ def draw_growth() -> None:
         return
     plotting.use_style()
     frames = growth_frames(names[0])
-    plotting.show_images(frames, columns=len(frames) // 4).savefig(PICTURE)
+    with files.replacing(PICTURE) as beside:
+        plotting.show_images(frames, columns=len(frames) // 4).savefig(beside, format="png")
     print(f"Drew {PICTURE.relative_to(ROOT)} with {names[0]}.")
 
 
@@ -791,7 +798,7 @@ def with_parts(text: str, page: str) -> str:
 def filled(page: str) -> str:
     """The text of a page, or of a notebook's file, with its generated parts made anew."""
     if not page.endswith(".ipynb"):
-        return with_parts((ROOT / page).read_text(), page)
+        return with_parts((ROOT / page).read_text(encoding="utf-8"), page)
     notebook = nbformat.read(ROOT / page, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -810,12 +817,14 @@ PAGES = (
 
 
 def main() -> int:
+    from vnca import files
+
     draw_growth()
     for page in PAGES:
-        (ROOT / page).write_text(filled(page))
+        files.write_text(ROOT / page, filled(page))
         print(f"Filled {page}.")
     for path, text in cards().items():
-        path.write_text(text)
+        files.write_text(path, text)
         print(f"Wrote {path.relative_to(ROOT)}.")
     return 0
 

@@ -158,6 +158,24 @@ def test_recipes_go_on_where_they_were_cut(tmp_path, monkeypatch, capsys):
     assert "two" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("option", "difference"),
+    [
+        ("--latents", "latents is 320000 there, 64 now"),
+        ("--limit", "images is 1000 there, 64 now"),
+        ("--num-samples", "num_samples is 128 there, 64 now"),
+    ],
+)
+def test_rows_of_recipes_are_not_mixed_with_others(tmp_path, option, difference):
+    out = tmp_path / "recipes.json"
+    out.write_bytes(recipes.RESULT.read_bytes())
+    command = ["--work", str(tmp_path), "--out", str(out)]
+    assert recipes.main(command) == 0, "all rows are there"
+    with pytest.raises(ValueError, match=f"{difference}; give another --out"):
+        recipes.main([*command, option, "64"])
+    assert out.read_bytes() == recipes.RESULT.read_bytes()
+
+
 def test_all_recipes_decode_as_many_latents():
     untrained, *configs = recipes.recipes(recipes.LATENTS).values()
     assert untrained is None

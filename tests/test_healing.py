@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vnca import ConvDecoder, DoublingDecoder, RegrowingDecoder, cells, data, healing, pretrained
+from vnca.decoders import CellDecoder
 from vnca.vae import VAE, ModelConfig, build
 
 LOGIT = math.log(3)  # a probability of 3/4
@@ -109,7 +110,7 @@ def test_bits_per_pixel_are_the_code_length():
 # ------------------------------------------------------------------------------------------------ the benchmark
 
 
-class Cells(nn.Module):
+class Cells(CellDecoder):
     """Cells that grow at once into an image of probability 3/4; `rule` gives the change from state and target."""
 
     channels = latent_size = 2

@@ -15,6 +15,7 @@ from vnca import evidence, inpainting, masks, posterior, pretrained, regrowth
 from vnca.__main__ import main
 from vnca.pictures import image_grid, read_png
 from vnca.priors import MixturePrior
+from vnca.vae import CHUNK_SIZE
 
 
 def seeded(seed=0):
@@ -346,6 +347,16 @@ def test_the_quick_way_decodes_no_more_than_it_says(model):
     hook.remove()
     assert completions.shape == (4, 2, 1, 28, 28), "also where there are more completions than images to begin with"
     assert sum(sizes) == 2 * 4 * quick.CANDIDATES
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_memory_is_bounded_however_many_completions_are_wanted(model, part):
+    sizes = []
+    hook = getattr(model, part).register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    vnca.inpaint(model, images(2), masks.left_half(2), CHUNK_SIZE, seeded(), iterations=2)
+    inpainting.QuickInpainter(model, seeded())(images(2), masks.left_half(2), CHUNK_SIZE, seeded())
+    hook.remove()
+    assert max(sizes) == CHUNK_SIZE
 
 
 def ask(model, x=None, observed=None, *more):

@@ -139,6 +139,19 @@ def test_a_benchmark_that_was_cut_goes_on_to_the_same_figures(bench, program, mo
     assert len(calls) == 2 * total - 4
 
 
+@both
+def test_rows_of_other_images_do_not_get_into_one_table(bench, program):
+    before = bench(program, weights=())
+    with pytest.raises(ValueError, match=r"images is 5 there, 4 now; give another --out"):
+        bench(program, "--images", "4", weights=())
+    assert bench(program, weights=()) == before
+
+
+@pytest.mark.parametrize(("program", "count"), [(benchmark, 500), (completions, 128)])
+def test_the_table_of_the_results_can_get_more_rows(program, count):
+    assert benchmark.Table(program.RESULT, torch.zeros(count, 1, 28, 28)).rows
+
+
 def test_the_neighbors_are_those_with_the_fewest_differences():
     train = (torch.rand(40, 784, generator=seeded()) < 0.5).float()
     x, observed = train[7].view(1, 1, 28, 28), masks.left_half(1)

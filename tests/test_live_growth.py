@@ -1,7 +1,5 @@
 """The live figure of chapter 3: a growth to stop anywhere, and a seed with one cell changed."""
 
-import time
-
 import pytest
 import torch
 from live_pages import INK, change, error, figure, running, scripts
@@ -99,14 +97,26 @@ def test_the_way_between_two_digits(still):
     ends = [screen(still, 0), screen(still, 1)]
     assert screen(still, 3) == ends[0]
     before = still.evaluate(INK)
-    started = time.monotonic()
     still.get_by_label("From a to b").fill("50")
-    middle = change(still, before)
-    one = 1000 * (time.monotonic() - started)  # ms
+    change(still, before)
     assert screen(still, 3) not in ends
-    # Many wishes at once leave no backlog: the last one is what is shown soon after.
+    # Many wishes at once leave no backlog: the last one is drawn, and nothing more, until no frame is asked for.
     still.evaluate(
         """() => {
+            const screen = document.querySelectorAll("canvas")[3], context = CanvasRenderingContext2D.prototype;
+            const put = context.putImageData, frame = window.requestAnimationFrame;
+            window.drawn = window.asked = 0;
+            context.putImageData = function (...picture) {
+                if (this.canvas === screen) window.drawn += 1;
+                put.apply(this, picture);
+            };
+            window.requestAnimationFrame = (act) => {
+                window.asked += 1;
+                return frame((now) => {
+                    window.asked -= 1;
+                    act(now);
+                });
+            };
             const input = [...document.querySelectorAll("input")][1];
             for (let value = 0; value <= 100; value++) {
                 input.value = value;
@@ -114,10 +124,9 @@ def test_the_way_between_two_digits(still):
             }
         }"""
     )
-    change(still, middle)
-    still.wait_for_function(
-        "end => document.querySelectorAll('canvas')[3].toDataURL() === end", arg=ends[1], timeout=1000 + 20 * one
-    )
+    still.wait_for_function("end => document.querySelectorAll('canvas')[3].toDataURL() === end", arg=ends[1])
+    still.wait_for_function("window.asked === 0", polling=100)
+    assert 1 <= still.evaluate("window.drawn") <= 3
     still.get_by_role("button", name="New digits").click()
     still.wait_for_function("end => document.querySelectorAll('canvas')[1].toDataURL() !== end", arg=ends[1])
     assert not still.problems

@@ -54,7 +54,6 @@ def test_the_density_is_that_of_pytorch(prior, shape):
 def test_the_density_is_computed_in_float32_whatever_the_autocast(prior):
     z = torch.randn(7, 4, generator=seeded())
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(prior.log_prob(z), prior.log_prob(z.clone()))
         inside = prior.log_prob(z)
     assert inside.dtype == torch.float32 and torch.equal(inside, prior.log_prob(z))
 

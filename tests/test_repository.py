@@ -122,6 +122,15 @@ def test_opening_tells_the_measured_minutes_and_memory(path):
 
 
 @each_chapter
+def test_a_chapter_that_has_its_figures_stays_as_it_is(path, tmp_path):
+    copy = tmp_path / path.name
+    copy.write_bytes(path.read_bytes())
+    measure.fill(copy)
+    assert copy.read_bytes() == path.read_bytes()
+    assert list(tmp_path.iterdir()) == [copy]
+
+
+@each_chapter
 def test_first_cell_installs_the_package_only_where_it_is_missing(path):
     first = code_cells(path)[0]
     # As trees, because the formatter breaks the long line.

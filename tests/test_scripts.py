@@ -286,6 +286,9 @@ def test_what_a_preset_promises_was_measured(name, weights):
     trained = TrainConfig(ModelConfig(**config["model"]), **config["training"])
     if name == "best":  # its run was bounded by minutes; the preset makes as many updates as it did
         trained = replace(trained, updates=run["updates"], minutes=None)
+    if name == "finetune-small":  # the name it started from stood for what `refine-small` made, and now for its result
+        assert trained.init_from == weights
+        trained = replace(trained, init_from=preset.config.init_from)
     assert trained == preset.config
     assert preset.minutes == round(run["minutes"]) and preset.nats == round(run["nats"], 1)
     assert preset.hardware.split()[-1] in run["hardware"]
@@ -401,11 +404,12 @@ def test_the_table_of_scaling_has_a_row_for_each_size(results, tmp_path):
     assert rows == ["| channels 32 … 512 | 1.68 | 2.00 | two cores |", "| batch 1 … 32 | −0.25 | 0.00 | two cores |"]
 
 
-IDENTITY = {"num_samples": 9, "chains": 3, "iterations": 5, "precision": "float32"}
+PIXELS = {"pixels": "those of the test"}
+IDENTITY = PIXELS | {"num_samples": 9, "chains": 3, "iterations": 5, "precision": "float32"}
 
 
 def write_rows(folder, name, *rows):
-    rows = [{"mask": "stroke", "identity": {}, "decoder": None, **row} for row in rows]
+    rows = [{"mask": "stroke", "identity": PIXELS, "decoder": None, **row} for row in rows]
     (folder / "results" / f"{name}.json").write_text(json.dumps({"rows": rows, "images": 5, "data": "digits"}))
 
 
@@ -453,10 +457,11 @@ def test_the_tables_of_completions_have_errors_promises_and_how_far_behind(resul
     )
 
 
-def test_figures_of_different_settings_are_not_put_into_one_table(results, tmp_path):
+@pytest.mark.parametrize("setting, decoder", [("chains", "conv"), ("pixels", "conv"), ("pixels", None)])
+def test_figures_of_different_settings_are_not_put_into_one_table(results, tmp_path, setting, decoder):
     rows = [
-        {"model": str(chains), "decoder": "conv", "identity": {**IDENTITY, "chains": chains}, "machine": "M"}
-        for chains in (1, 2)
+        {"model": "one", "decoder": "conv", "identity": IDENTITY, "machine": "M"},
+        {"model": "two", "decoder": decoder, "identity": {**IDENTITY, setting: 1}, "machine": "M"},
     ]
     write_rows(tmp_path, "completions", *rows)
     with pytest.raises(ValueError, match="too many values"):

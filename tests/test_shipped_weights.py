@@ -28,7 +28,7 @@ def test_the_recorded_figures_hold_on_other_images(name):
     large = multiply_adds(model.decoder, (model.latent_size,)) > LARGE
     short = large and hardware.has_bfloat16(torch.device("cpu"))
     samples = SAMPLES // 2 if large else SAMPLES
-    decoded = DECODED.setdefault(evaluation._body(model), {})
+    decoded = DECODED.setdefault(evaluation.body(model), {})
     ours = evaluation.bounds(model, images, samples, seed=1, bfloat16=short, decoded=decoded)
     for figure, error in (("nats", "standard_error"), ("elbo", "elbo_standard_error")):
         spread = (getattr(ours, error) ** 2 + recorded[error] ** 2) ** 0.5

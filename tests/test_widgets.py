@@ -6,6 +6,7 @@ import io
 import re
 import threading
 import time
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -368,11 +369,11 @@ def counted(panel: InpaintingPanel) -> list[Settings]:
     return seen
 
 
-def test_fifty_changes_at_once_are_drawn_twice_and_the_newest_is_shown(panel):
-    seen = counted(panel)
+def test_fifty_changes_at_once_are_drawn_twice_and_the_newest_is_shown(panel, monkeypatch):
+    seen, now = counted(panel), time.monotonic() + 2 * Coalesced.GATHER
+    monkeypatch.setattr(widgets, "time", SimpleNamespace(monotonic=lambda: now))  # they come at once on any machine
 
     async def drag():
-        await asyncio.sleep(2 * Coalesced.GATHER)
         for value in range(50):
             panel.row.value, panel.col.value = value % 25, value % 24
         assert len(seen) == 1  # the first at once, the others when no more wait
@@ -401,6 +402,27 @@ def test_settle_draws_what_waits(panel):
         assert "at row 17" in panel.figures.value
 
     asyncio.run(change())
+
+
+def test_a_click_during_a_redraw_is_served_by_the_next_one(panel, calls):
+    pictures, buttons = panel.regrowth.pictures, []
+    clicking = threading.Thread(target=panel.longer.click)  # JupyterLab handles messages beside a running cell
+
+    def drawing(settings):
+        buttons.append((panel.longer.disabled, panel.longer.description))
+        if len(buttons) == 1:
+            clicking.start()
+            while not panel._redraws._waiting:
+                time.sleep(0.001)
+        return pictures(settings)
+
+    panel.regrowth.pictures = drawing
+    panel.row.value = 5
+    clicking.join()
+    assert calls == ["quick", "whole"]
+    assert buttons == [(False, widgets.SAMPLE_LONGER), (True, "Sampling …")]
+    assert "over 5 completions of the whole sampler" in panel.figures.value
+    assert (panel.longer.disabled, panel.longer.description) == (True, widgets.SAMPLE_LONGER)
 
 
 def test_no_change_is_lost_between_threads():

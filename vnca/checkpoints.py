@@ -14,10 +14,7 @@ NAME = "checkpoint.safetensors"
 
 
 def save(folder: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer, progress: dict) -> None:
-    """Write modules by name, optimizer state and `progress` (JSON values) into one file: they never disagree.
-
-    A tensor that is in several modules, or several times in one, is written each time.
-    """
+    """Write modules by name, optimizer state and `progress` (JSON values) into one file: they never disagree."""
     tensors = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}

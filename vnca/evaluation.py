@@ -64,7 +64,7 @@ class Bounds:
     @property
     def standard_error(self) -> float:
         """Of `nats`."""
-        return _standard_error(self.iwaes)
+        return mean_and_error(self.iwaes)[1]
 
     @property
     def elbo(self) -> float:
@@ -74,12 +74,12 @@ class Bounds:
     @property
     def elbo_standard_error(self) -> float:
         """Of `elbo`."""
-        return _standard_error(self.elbos)
+        return mean_and_error(self.elbos)[1]
 
 
-def _standard_error(values: Tensor) -> float:
-    """The standard error of the mean of values `(N,)`."""
-    return (values.std() / len(values) ** 0.5).item()
+def mean_and_error(values: Tensor) -> list[float]:
+    """The mean of values `(N,)` and its standard error."""
+    return [values.mean().item(), (values.std() / len(values) ** 0.5).item()]
 
 
 class _Unit(NamedTuple):
@@ -220,8 +220,8 @@ def bounds(
         bfloat16: multiply in bfloat16.
         kept: where to keep what is done, and to go on from.
         decoded: log p(x | z) of groups of units, taken from here where it is there, else computed and put here. So a
-            second model with the same encoder and decoder, whose prior alone differs, need not decode again. It needs
-            the same `seed` and `trust`.
+            second model with the same encoder and decoder, whose prior alone differs, need not decode again. `body`
+            tells which models have the same. It needs the same `seed` and `trust`.
         progress: called at the start and after each group of units with the number of samples done and of all
             samples.
 
@@ -496,10 +496,10 @@ def _differ_in_prior_alone(folders: Sequence[Path], models: Sequence[VAE]) -> bo
     """Whether models have the same encoder and decoder: settings and weights."""
     configs = [ModelConfig(**pretrained.read_config(folder)["model"]) for folder in folders]
     settings = [replace(config, components=0, correlated=0) for config in configs]
-    return all(each == settings[0] for each in settings) and len({_body(model) for model in models}) == 1
+    return all(each == settings[0] for each in settings) and len({body(model) for model in models}) == 1
 
 
-def _body(model: VAE) -> str:
+def body(model: VAE) -> str:
     """What tells the weights of an encoder and a decoder from others, whatever the prior."""
     return digest(weight for name, weight in model.state_dict().items() if not name.startswith("prior."))
 
@@ -554,5 +554,5 @@ def digest(tensors: Iterable[Tensor]) -> str:
     """A quarter of the SHA-256 of what the tensors hold: enough to tell that they are others."""
     found = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.numpy().tobytes())
+        found.update(tensor.cpu().numpy().tobytes())  # in the order of the indices, however they lie in memory
     return found.hexdigest()[:16]

@@ -46,7 +46,9 @@ def write_json(path: str | os.PathLike, content: object) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None):
+def write_tensors(
+    path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """Write a safetensors file from tensors on any device; raises `OSError` as `replacing` does."""
     on_cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     with replacing(path) as beside:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
-KEPT_BYTES = 2**30  # blocks up to this size, and so many free bytes at the end, are kept
+KEPT_BYTES = (2**30, 2**25)  # blocks up to this size, and so many free bytes at the end, are kept: the first accepted
 PRECISIONS = {"bf16": "bfloat16 autocast", "fp16": "float16 autocast", "no": "float32"}
 
 
@@ -55,8 +55,11 @@ def keep_memory() -> None:
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(library, "mallopt"):  # else it is another C library
-        for threshold in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-            library.mallopt(threshold, KEPT_BYTES)
+        for size in KEPT_BYTES:  # older versions refuse more than 32 MiB
+            if library.mallopt(M_MMAP_THRESHOLD, size):
+                # Never alone: it would end the adaptation of the other threshold, and more blocks would be given back.
+                library.mallopt(M_TRIM_THRESHOLD, size)
+                break
 
 
 def machine(device: torch.device) -> str:

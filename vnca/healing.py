@@ -59,14 +59,14 @@ def go_on(decoder: nn.Module, state: Tensor, steps: int) -> Iterator[Tensor]:
         current = state
         yield current
         for _ in range(steps):
-            current = current + decoder.update(current)
+            current = decoder.step(current)
             yield current
 
     return states()
 
 
 def _require_cells(decoder: nn.Module) -> None:
-    if not hasattr(decoder, "update"):
+    if not hasattr(decoder, "step"):
         raise ValueError(f"a {type(decoder).__name__} has no cells that could take a step: take a VNCA")
 
 

@@ -177,7 +177,11 @@ def chains_of(
 def _jump(
     task: Task, mixture: Mixture, z: Tensor, logits: Tensor, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """One Metropolis-Hastings step of chains `(S, B, ...)` that proposes a latent of the mixture, of any mode."""
+    """One Metropolis-Hastings step of chains `(S, B, ...)` that proposes a latent of the mixture, of any mode.
+
+    An independence sampler (Tierney, "Markov Chains for Exploring Posterior Distributions", Annals of Statistics 1994):
+    what is proposed does not depend on the latent before it.
+    """
     proposed, proposed_logits, log_ratio = weighted(task, mixture, len(z), generator)
     log_ratio = log_ratio - task.log_joint(z, logits) + mixture.log_prob(z)
     return _accept(log_ratio, (proposed, proposed_logits), (z, logits), generator)
@@ -204,8 +208,10 @@ def _step(
     """One iteration of Algorithm 2 of Mattei & Frellsen on chains `(S, B, ...)`.
 
     Their proposal is q(z | x) = N(m, s²), independent of the latent before it; it is seldom accepted. Two of three
-    proposals here stay closer: z' = m + ρ (z - m) + √(1 - ρ²) s ε. They are reversible with respect to q, so the
-    acceptance ratio is the same, [p(x, z') / q(z')] / [p(x, z) / q(z)].
+    proposals here stay closer: z' = m + ρ (z - m) + √(1 - ρ²) s ε. It is that of the preconditioned Crank-Nicolson
+    sampler (Neal, "Regression and Classification Using Gaussian Process Priors", 1998; Cotter, Roberts, Stuart & White,
+    "MCMC Methods for Functions", Statistical Science 2013), with q in the place of their Gaussian prior. Such proposals
+    are reversible with respect to q, so the acceptance ratio is the same, [p(x, z') / q(z')] / [p(x, z) / q(z)].
     """
     rho = CORRELATIONS[iteration % len(CORRELATIONS)]
     whole = Task(task.model, task.fill(logits, generator), torch.ones_like(task.observed))

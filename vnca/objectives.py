@@ -1,9 +1,9 @@
 """What one update of training computes: the two terms of the ELBO, and for the regrowing VNCA its pool.
 
-An objective works in three parts, so that an engine can split a batch over processes. `draw` makes every random
-choice for the whole batch, the same in each process. `forward` computes the terms for a share of it: what `draw`
-returned, tensors cut along their first dimension and whole numbers as they are. `keep` puts away what later updates
-need, from the outcomes of all shares. The pool is the same in each process.
+An objective works in parts, so that an engine can split a batch over processes. `draw` makes every random choice for
+the whole batch, the same in each process. `forward` computes the terms for a share of it: what `draw` returned, tensors
+cut along their first dimension and whole numbers as they are. Where these have an outcome, `keep` puts away what later
+updates need, from the outcomes of all shares. The pool is the same in each process.
 """
 
 import math
@@ -19,7 +19,7 @@ from vnca import cells
 from vnca.decoders import BORDER, GRID_SIZE, IMAGE_SIZE, PersistentDecoder, RegrowingDecoder, crop
 from vnca.growing import Pool
 from vnca.priors import standard_normal
-from vnca.vae import VAE, bernoulli_log_likelihood
+from vnca.vae import VAE, bernoulli_log_likelihood, sample_posterior
 
 HOLE_SIZE = IMAGE_SIZE // 2  # cells along each side of a damage in training
 POOL_SIZE = 1024
@@ -70,13 +70,10 @@ class Elbo(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor) -> Terms:
         """The terms for images `(B, 1, 28, 28)` and noise `(B, D)`."""
-        z, kl = _sample_posterior(self.model, x, noise)
+        z, kl = sample_posterior(self.model, x, noise)
         log_likelihood = bernoulli_log_likelihood(self.model.decode(z), x)  # (B,)
         fresh = torch.ones_like(kl, dtype=torch.bool)
         return Terms(log_likelihood, kl, penalty=torch.zeros_like(kl), fresh=fresh, outcome=None)
-
-    def keep(self, drawn: dict[str, Tensor | int], outcome: None) -> None:
-        """Nothing outlives an update."""
 
 
 class ImportanceWeighted(nn.Module):
@@ -128,9 +125,6 @@ class ImportanceWeighted(nn.Module):
         log_likelihood = (weight * log_likelihood.detach()).sum(dim=1)  # (B,)
         fresh = torch.ones_like(bound, dtype=torch.bool)
         return Terms(log_likelihood, log_likelihood - bound, torch.zeros_like(bound), fresh=fresh, outcome=None)
-
-    def keep(self, drawn: dict[str, Tensor | int], outcome: None) -> None:
-        """Nothing outlives an update."""
 
 
 class PersistentElbo(nn.Module):
@@ -250,7 +244,7 @@ class PersistentElbo(nn.Module):
             steps: how many steps the outcome has taken.
         """
         decoder = self.model.decoder
-        z, kl = _sample_posterior(self.model, x, noise)
+        z, kl = sample_posterior(self.model, x, noise)
         state = torch.where(_column(resumed), start.to(z.dtype), decoder.settle(z))  # (B, C, 32, 32)
         if self.planted:
             state = torch.where(_column(planted), cells.plant(state, z.detach()), state)
@@ -320,7 +314,10 @@ class CoarseToFine(nn.Module):
         return self.persistent.model
 
     def draw(self, x: Tensor, generator: Generator, host: Generator, update: int = 0) -> dict[str, Tensor | int]:
-        """The random choices of one update, as `PersistentElbo` draws them; in a lesson the noise of the latents.
+        """The random choices of one update, as `PersistentElbo` draws them.
+
+        In a lesson it is the noise of the latents, with the side of the lesson's grid. With planted genomes it is also
+        the holes, and the images and noise of the grids before their wounds: `hole`, `old` and `old_noise`.
 
         Args:
             x, generator, host: as for `PersistentElbo`.
@@ -362,7 +359,7 @@ class CoarseToFine(nn.Module):
         if side is None:
             return self.persistent(x, noise, **drawn)
         decoder, pixels = self.model.decoder, GRID_SIZE // side  # along each side of a cell
-        z, kl = _sample_posterior(self.model, x, noise)
+        z, kl = sample_posterior(self.model, x, noise)
         z, kl = (t.detach() + 0 * t for t in (z, kl))  # a gradient of zero: several processes want one for each weight
         target, state = _coarse(x, pixels), decoder.seed(z, side)  # (B, 1, side, side), (B, C, side, side)
         fresh = torch.ones_like(kl, dtype=torch.bool)
@@ -389,7 +386,7 @@ class CoarseToFine(nn.Module):
     def _hurt(self, x: Tensor, noise: Tensor, hole: Tensor) -> Tensor:
         """Mature states of images `(B, 1, 28, 28)` without the cells of their holes `(B, 1, side, side)`."""
         decoder, side = self.model.decoder, hole.shape[-1]
-        z, _ = _sample_posterior(self.model, x, noise)
+        z, _ = sample_posterior(self.model, x, noise)
         return torch.where(hole, 0, decoder.run(decoder.seed(z, side), side))  # cells mature in as many steps
 
     def keep(self, drawn: dict[str, Tensor | int], outcome: Tensor) -> None:
@@ -421,13 +418,6 @@ def objective(
 
 def _noise(model: VAE, x: Tensor, generator: Generator) -> Tensor:
     return standard_normal((len(x), model.latent_size), x, generator)  # (B, D)
-
-
-def _sample_posterior(model: VAE, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """The latents `(B, D)` that the noise makes of q(z | x), and the KL term `(B,)`."""
-    posterior = model.encode(x)
-    z = posterior.mean + posterior.stddev * noise
-    return z, model.prior.divergence(posterior, z)
 
 
 def _follow(

@@ -5,6 +5,8 @@ Pictures come as tensors or arrays in [0, 1] (uint8 in [0, 255] is taken too): g
 outside [0, 1] are clipped; NaN is an error.
 """
 
+import base64
+import io
 import math
 import os
 import warnings
@@ -59,6 +61,22 @@ def save_png(images: Picture | Sequence[Picture], path: str | os.PathLike, colum
     grid = Image.fromarray(image_grid(images, columns))
     with files.replacing(path) as beside:
         grid.save(beside, format="PNG", optimize=True)
+
+
+def data_url(pixels: np.ndarray, *, palette: bool = False, optimize: bool = True) -> str:
+    """A PNG of uint8 pixels ``(H, W)`` or ``(H, W, 3)`` as a data URL.
+
+    Args:
+        pixels: the picture.
+        palette: keep the best 256 colors only.
+        optimize: search for the shortest PNG, which takes several times as long.
+    """
+    image = Image.fromarray(pixels)
+    if palette:
+        image = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=optimize)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def read_png(path: str | os.PathLike) -> torch.Tensor:

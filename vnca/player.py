@@ -1,15 +1,14 @@
 """A small film player: one HTML fragment without any request, for built pages, Jupyter, Colab and VS Code."""
 
-import base64
 import hashlib
 import html
-import io
 import json
 import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+
+from vnca.pictures import data_url
 
 MAX_BYTES = 300_000
 
@@ -63,14 +62,14 @@ class Film:
             "alt": self.alt,
             "fps": self.fps,
             "poster": self.poster,
-            "sprite": _data_url(_sheet(self.frames, columns), palette=palette),
+            "sprite": data_url(_sheet(self.frames, columns), palette=palette),
         }
         # The name comes from the content: the same film gives the same page, and caches stay valid.
         name = hashlib.sha256(json.dumps(player, sort_keys=True).encode()).hexdigest()[:12]
         return _PAGE.format(
             name=name,
             style=_STYLE,
-            poster=_data_url(self.frames[self.poster], palette=palette),
+            poster=data_url(self.frames[self.poster], palette=palette),
             alt=html.escape(self.alt),
             width=width * self.scale,
             height=height * self.scale,
@@ -87,16 +86,6 @@ def _sheet(frames: np.ndarray, columns: int) -> np.ndarray:
     sheet[:count] = frames
     sheet = sheet.reshape(rows, columns, *frames.shape[1:]).swapaxes(1, 2)  # (rows, H, columns, W, ...)
     return sheet.reshape(rows * height, columns * width, *frames.shape[3:])
-
-
-def _data_url(pixels: np.ndarray, *, palette: bool) -> str:
-    """A PNG of uint8 pixels as a data URL; ``palette`` keeps the best 256 colors only."""
-    image = Image.fromarray(pixels)
-    if palette:
-        image = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 # data-lm-suppress-shortcuts keeps JupyterLab from taking the arrow keys away from the slider.

@@ -21,7 +21,7 @@ from torch.distributions import Normal
 
 from vnca.decoders import IMAGE_SIZE
 from vnca.priors import gaussian_kl, standard_normal
-from vnca.vae import CHUNK_SIZE, VAE, at_least_float32, require_pixels
+from vnca.vae import CHUNK_SIZE, VAE, at_least_float32, encode_in_chunks, require_pixels
 
 PIXELS = IMAGE_SIZE**2
 BANK = 512  # latents drawn from the prior, in whose images the search for modes begins
@@ -49,7 +49,7 @@ def require_task(x: Tensor, observed: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """Images and which of their pixels are observed, `(B, 784)` each, with the model that completes them."""
+    """Images and which of their pixels are observed, `(..., B, 784)` each, with the model that completes them."""
 
     model: VAE
     x: Tensor
@@ -100,7 +100,7 @@ def decode(model: VAE, z: Tensor) -> Tensor:
 
 def encode(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
     """Means and standard deviations `(..., D)` of q(z | x) for images `(..., 784)`."""
-    posterior = model.encode(images.reshape(-1, 1, IMAGE_SIZE, IMAGE_SIZE))
+    posterior = encode_in_chunks(model, images.reshape(-1, 1, IMAGE_SIZE, IMAGE_SIZE), CHUNK_SIZE)
     return tuple(t.view(*images.shape[:-1], model.latent_size) for t in (posterior.mean, posterior.stddev))
 
 
@@ -133,7 +133,7 @@ def prepare(model: VAE, generator: torch.Generator | None) -> Search:
     """What `fit` needs to know of a model."""
     logits = bank(model, BANK, generator)
     mean, scale = encode(model, logits.sigmoid().round())  # (P, D)
-    information = gaussian_kl(mean.T.reshape(-1, 1), scale.log().T.reshape(-1, 1)).view(-1, BANK).mean(dim=1)  # (D,)
+    information = gaussian_kl(mean.T, scale.log().T) / BANK  # (D,)
     used = information >= min(USED, information.max().item())
     return Search(logits, used.nonzero()[:, 0])
 

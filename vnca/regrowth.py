@@ -75,7 +75,7 @@ def regrow(
         state = torch.where(region, _planted(decoder, reseed, state), state)
         yield state
     for event in ["step"] * steps + _rest(decoder, state.shape[-1]):
-        state = cells.double(state) if event == "double" else state + decoder.update(state)
+        state = cells.double(state) if event == "double" else decoder.step(state)
         yield state
 
 

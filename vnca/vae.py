@@ -118,10 +118,20 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
     return -per_pixel.flatten(1).sum(dim=1)  # (B,)
 
 
+def sample_posterior(model: VAE, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The latents `(B, D)` that the noise `(B, D)` makes of q(z | x), and KL(q || prior), `(B,)` nats.
+
+    The latter is exact with a standard normal prior, and estimated from these latents with a mixture.
+    """
+    posterior = model.encode(x)
+    z = posterior.mean + posterior.stddev * noise
+    return z, model.prior.divergence(posterior, z)
+
+
 def elbo_terms(model: VAE, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """The two terms of the ELBO, in nats: log p(x | z) for one reparameterized z ~ q(z | x), and KL(q || prior).
 
-    The second term is exact with a standard normal prior, and estimated from the same z with a mixture.
+    The second term is that of `sample_posterior`.
 
     Args:
         model: a `VAE`.
@@ -131,10 +141,9 @@ def elbo_terms(model: VAE, x: Tensor, generator: torch.Generator | None = None) 
     Returns:
         `(B,)` and `(B,)`; the ELBO is the first minus the second.
     """
-    posterior = model.encode(x)
-    noise = standard_normal(posterior.mean.shape, posterior.mean, generator)
-    z = posterior.mean + posterior.stddev * noise  # (B, D)
-    return bernoulli_log_likelihood(model.decode(z), x), model.prior.divergence(posterior, z)
+    like = at_least_float32(next(model.parameters()))  # as the latents are
+    z, kl = sample_posterior(model, x, standard_normal((len(x), model.latent_size), like, generator))
+    return bernoulli_log_likelihood(model.decode(z), x), kl
 
 
 def elbo(model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -6,9 +6,7 @@ reader, as the book's builder does, passes over such a cell; people's front ends
 """
 
 import asyncio
-import base64
 import html
-import io
 import math
 import threading
 import time
@@ -21,13 +19,12 @@ from typing import NamedTuple
 import ipywidgets
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Generator, Tensor
 
 from vnca import healing, plotting
 from vnca.decoders import IMAGE_SIZE, DoublingDecoder, RegrowingDecoder
 from vnca.inpainting import QuickInpainter, inpaint
-from vnca.pictures import to_pixels
+from vnca.pictures import data_url, to_pixels
 from vnca.priors import standard_normal
 from vnca.regrowth import cells_of, regrow
 from vnca.seeds import seed_of
@@ -374,8 +371,9 @@ class InpaintingPanel(ipywidgets.VBox):
 
     def _redraw(self) -> None:
         settings, quick = self.settings, True
+        longer, self._longer_wanted = self._longer_wanted, False  # a click from here on is for the next redraw
         try:
-            if self._longer_wanted:
+            if longer:
                 self.regrowth.sample_longer(settings)
             self.shown = self.regrowth.pictures(settings)
             quick = self.regrowth.is_quick(settings)
@@ -392,12 +390,12 @@ class InpaintingPanel(ipywidgets.VBox):
             self.figures.value = f"<p>These settings were not drawn: {reason}</p>"
             raise
         finally:
-            self._longer_wanted = False
-            self.longer.disabled, self.longer.description = not quick, SAMPLE_LONGER
+            if not self._longer_wanted:  # else it stays as the click left it until the next redraw
+                self.longer.disabled, self.longer.description = not quick, SAMPLE_LONGER
 
     def _sample_longer(self, button: ipywidgets.Button) -> None:
-        button.disabled, button.description = True, "Sampling …"
         self._longer_wanted = True
+        button.disabled, button.description = True, "Sampling …"
         self._redraws.request()
 
 
@@ -450,7 +448,7 @@ def _page(pictures: Pictures, settings: Settings, source: str) -> str:
     }
     bright = pictures._replace(uncertainty=2 * pictures.uncertainty)  # at most 0.5
     figures = "".join(
-        f'<figure><img alt="{name}: {alt}" src="{_data_url(getattr(bright, key))}">'
+        f'<figure><img alt="{name}: {alt}" src="{_enlarged_url(getattr(bright, key))}">'
         f"<figcaption><b>{name}</b>{detail}</figcaption></figure>"
         for key, (name, detail, alt) in captions.items()
     )
@@ -467,13 +465,11 @@ def _mean_in_hole(picture: Tensor, settings: Settings) -> float:
     return hole.mean().item() if hole.numel() else 0.0
 
 
-def _data_url(picture: Tensor) -> str:
-    """The picture as a PNG in an address."""
+def _enlarged_url(picture: Tensor) -> str:
+    """The picture, enlarged, as a PNG in an address."""
     (pixels,) = to_pixels([picture])
     enlarged = pixels.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)  # for where the style does not reach
-    buffer = io.BytesIO()
-    Image.fromarray(enlarged).save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_url(enlarged, optimize=False)  # a slider waits for it
 
 
 def static_sequence(

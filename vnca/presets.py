@@ -150,8 +150,8 @@ class Preset:
 
 
 SMALL = ModelConfig("doubling", 64, 8, {"hidden": 64, "steps": 4})
-# Their code (revision 036578c of its repository) differs in that it pads images to 32 x 32 and scores all 1,024 pixels,
-# here the decoder is cropped to the 784 of the image; and in that it multiplies in float32 everywhere.
+# The authors' code (revision 036578c of its repository) differs in that it pads images to 32 x 32 and scores all 1,024
+# pixels, here the decoder is cropped to the 784 of the image; and in that it multiplies in float32 everywhere.
 PAPER = TrainConfig(
     model=ModelConfig(),
     data="binarized-mnist",

@@ -9,7 +9,9 @@ import build_book
 import nbformat
 import pytest
 import readme
+import torch
 
+from vnca import evaluation
 from vnca.presets import PRESETS, TrainConfig
 from vnca.vae import ModelConfig
 
@@ -346,6 +348,22 @@ def test_wider_proposals_bring_what_chapter_6_says():
     assert abs(gains["doubling-mnist"][0] - short) < 2 * gains["doubling-mnist"][1], (
         "wider proposals are worth about that much"
     )
+
+
+def test_bounds_lie_as_far_below_the_log_likelihood_as_chapter_6_says():
+    short = {}
+    for row in json.loads((readme.ROOT / "results" / "gaps.json").read_text())["rows"]:
+        figures = {name: torch.tensor(values) for name, values in row["figures"].items()}
+        short[row["model"]] = {name: evaluation.mean_and_error(figures["upper"] - v) for name, v in figures.items()}
+        gap, searched = short[row["model"]]["elbo"][0], short[row["model"]]["elbo_searched"][0]
+        assert 0.25 < (gap - searched) / gap < 0.5, "the encoder's part of it"
+        assert 0.7 < short[row["model"]]["bound"][0] < 2, "about a nat or more"
+        assert 0 < short[row["model"]]["lower"][0] < 0.3, "the two sides are close"
+    conv, small, best = (short[name] for name in ("conv-mnist", "doubling-mnist-small", "best-mnist-small"))
+    assert abs(conv["bound"][0] - small["bound"][0]) < conv["bound"][1], "nearly the same amount"
+    assert best["bound"][0] < min(conv["bound"][0], small["bound"][0]), "comes closer"
+    gains = [each["elbo"][0] - each["elbo_searched"][0] for each in (best, conv, small)]
+    assert gains[0] >= max(gains[1:]), "at least as much"
 
 
 def test_an_update_on_a_gpu_is_as_fast_as_chapter_4_says():

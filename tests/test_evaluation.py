@@ -536,6 +536,39 @@ def test_the_command_line_goes_on_refuses_and_starts_anew(weights, tmp_path, mon
     assert first["evaluation"]["seed"] == 0
 
 
+def test_a_result_is_replaced_by_that_of_another_evaluation_only_when_told(weights, others, tmp_path, capsys):
+    out = tmp_path / "result.json"
+    command = ["evaluate", "--limit", "9", "--num-samples", "4", "--out", str(out), "--weights"]
+    assert main([*command, weights, "--against", others]) == 0
+    before = out.read_bytes()
+    for arguments, reason in (
+        ([others, "--against", others], "weights is '"),
+        ([weights, "--against", weights], "against is '"),
+        ([weights], "now. Give another name, or add --overwrite"),
+        ([weights, "--against", others, "--seed", "3"], "seed is 0 there, 3 now"),
+        ([weights, "--against", others, "--num-samples", "5"], "num_samples is 4 there, 5 now"),
+        ([weights, "--against", others, "--limit", "8"], "images is 9 there, 8 now"),
+    ):
+        capsys.readouterr()
+        assert main([*command, *arguments]) == 2
+        assert reason in (error := capsys.readouterr().err) and error.count("\n") == 1
+    assert out.read_bytes() == before
+    assert main([*command, weights, "--against", others]) == 0, "the same may be measured anew"
+    assert main([*command, weights, "--overwrite"]) == 0
+    assert main([*command, weights, "--against", others]) == 0, "and a comparison added"
+    assert "against" in json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\xff", b"{}", b"[]", b'{"evaluation": 5}', b""])
+def test_a_file_that_is_no_result_is_replaced_only_when_told(content, weights, tmp_path, capsys):
+    out = tmp_path / "digit.png"
+    out.write_bytes(content)
+    command = ["evaluate", "--weights", weights, "--limit", "9", "--num-samples", "4", "--out", str(out)]
+    assert main(command) == 2
+    assert "digit.png is no result of an evaluation" in capsys.readouterr().err and out.read_bytes() == content
+    assert main([*command, "--overwrite"]) == 0 and "nats" in json.loads(out.read_text())
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_real_evaluation_killed_at_random_moments_goes_on_to_the_same_figures(weights, tmp_path):
     arguments = ["evaluate", "--weights", weights, "--num-samples", "2000", "--limit", "60", "--out"]

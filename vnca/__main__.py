@@ -210,7 +210,12 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--out", type=Path, help="write the result to this JSON file; an evaluation that was cut goes on from beside it"
     )
-    command.add_argument("--overwrite", action="store_true", help="start anew, whatever is kept beside --out")
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start anew, whatever is kept beside --out; replace --out, whatever it is (else only a result of the same "
+        "weights, images, samples, seed and precision is replaced)",
+    )
     command.set_defaults(run=_evaluate)
 
 

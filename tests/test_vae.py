@@ -182,17 +182,36 @@ def test_the_iwae_bound_can_be_trained_on():
         torch.testing.assert_close(other, gradients[0], rtol=1e-3, atol=1e-3)
 
 
-def test_iwae_keeps_no_decoding_for_the_backward_pass():
-    model, x, sizes = small_model(), torch.rand(2, 1, 28, 28).round(), []
+def bound_and_kept(*arguments):
+    """The importance-weighted bound with seeded noise, and how many numbers are kept for its backward pass."""
+    sizes = []
 
     def remember(tensor):
         sizes.append(tensor.numel())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        vnca.iwae(model, x, 64, chunk_size=4)
+        bound = vnca.iwae(*arguments, torch.Generator().manual_seed(0))
+    return bound, sum(sizes)
+
+
+def test_iwae_keeps_no_decoding_for_the_backward_pass():
+    _, kept = bound_and_kept(small_model(), torch.rand(2, 1, 28, 28).round(), 64, 4)
     grown = 4 * 4 * 32 * 32  # the last grid of one chunk: 4 latents with 4 channels
-    assert sum(sizes) < 64 * 2 / 4 * grown / 4, "far less than a grid for each chunk"
+    assert kept < 64 * 2 / 4 * grown / 4, "far less than a grid for each chunk"
+
+
+@pytest.mark.parametrize("correlated", [0, 3])
+def test_iwae_keeps_no_distances_from_components_for_the_backward_pass(correlated):
+    torch.manual_seed(0)
+    model = vnca.build(vnca.ModelConfig("conv", 4, 1, {"width": 1}, components=1000, correlated=correlated))
+    nn.init.normal_(model.prior.mean)
+    x, results = torch.rand(8, 1, 28, 28).round(), []
+    for chunk_size in (4, 2000):
+        bound, kept = bound_and_kept(model, x, 32, chunk_size)
+        assert kept < 32 * 8 * 1000 / 4, "far less than a number for each latent and component"
+        results.append([bound, *torch.autograd.grad(bound.mean(), [*model.parameters()])])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
 
 
 def test_images_and_latents_of_another_type_are_taken():

@@ -198,22 +198,24 @@ def iwae(
         # Drawn sample by sample, so that the noise does not depend on the chunks.
         noise = torch.stack([standard_normal(posterior.mean.shape, posterior.mean, generator) for _ in range(count)])
         z = posterior.mean + posterior.stddev * noise  # (K', B, D)
-        log_prior_ratio = model.prior.log_prob(z) - posterior.log_prob(z).sum(dim=-1)  # (K', B)
         chunks = zip(z.flatten(0, 1).split(chunk_size), x.repeat(count, 1, 1, 1).split(chunk_size), strict=True)
-        log_likelihood = torch.cat([_log_likelihood(model, *chunk) for chunk in chunks]).view(count, -1)  # (K', B)
-        log_weights.append(log_likelihood + log_prior_ratio)
+        terms = zip(*[_log_joint(model, *chunk) for chunk in chunks], strict=True)
+        log_likelihood, log_prior = (torch.cat(term).view(count, -1) for term in terms)  # (K', B) each
+        log_weights.append(log_likelihood + (log_prior - posterior.log_prob(z).sum(dim=-1)))
     return torch.cat(log_weights).logsumexp(dim=0) - math.log(num_samples)  # (K, B) -> (B,)
 
 
-def _log_likelihood(model: VAE, z: Tensor, x: Tensor) -> Tensor:
-    """log p(x | z) of pairs, `(N, D)` and `(N, 1, 28, 28)` -> `(N,)`, that keeps nothing for the backward pass."""
+def _log_joint(model: VAE, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(x | z) and log p(z) of pairs, `(N, D)` and `(N, 1, 28, 28)` -> 2 × `(N,)`.
 
-    def decode_and_compare(z: Tensor) -> Tensor:
-        return bernoulli_log_likelihood(model.decode(z), x)
+    Nothing inside is kept for the backward pass: the decoder's grids are large, and so is a learned prior's distance of
+    each latent from each component.
+    """
 
-    if torch.is_grad_enabled():
-        return checkpoint(decode_and_compare, z, use_reentrant=False)
-    return decode_and_compare(z)
+    def compute(z: Tensor) -> tuple[Tensor, Tensor]:
+        return bernoulli_log_likelihood(model.decode(z), x), model.prior.log_prob(z)
+
+    return checkpoint(compute, z, use_reentrant=False) if torch.is_grad_enabled() else compute(z)
 
 
 def at_least_float32(t: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Runs: what they leave behind, how they stop and resume, and what they refuse."""
 
+import io
 import json
 import math
 import os
@@ -674,6 +675,18 @@ def test_bad_arguments_are_one_line_and_exit_code_2(arguments, message, capsys, 
     assert main(arguments) == 2
     assert message in one_line_error(capsys)
     assert not list(tmp_path.iterdir()), "nothing was written"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_without_some_characters_gets_the_others(encoding, monkeypatch):
+    monkeypatch.setattr(command_line, "PRESETS", PRESETS)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True))
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert main(["sample", "--weights", "−", "--out", "x.png"]) == 2
+    assert b", ?84.5 nats)" in sys.stdout.buffer.getvalue()
+    assert b"no weights named '?'" in sys.stderr.buffer.getvalue()
 
 
 def test_a_folder_with_files_is_not_overwritten_without_being_told(tmp_path, capsys):

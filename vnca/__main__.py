@@ -22,6 +22,9 @@ MOST_IMAGES = 10_000  # in one picture
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a console that has no "±" or "−" shows "?" instead
+            stream.reconfigure(errors="replace")
     options = _parser().parse_args(arguments)
     try:
         options.run(options)

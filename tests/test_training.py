@@ -1,5 +1,6 @@
 """Runs: what they leave behind, how they stop and resume, and what they refuse."""
 
+import errno
 import io
 import json
 import math
@@ -22,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import vnca
 from vnca import __main__ as command_line
-from vnca import checkpoints, hardware, objectives, plotting, pretrained, training
+from vnca import checkpoints, files, hardware, objectives, plotting, pretrained, training
 from vnca.__main__ import main
 from vnca.packing import PackedImages
 from vnca.presets import PRESETS, Preset, TrainConfig
@@ -87,7 +88,7 @@ def stop_after(monkeypatch, updates):
 def test_a_run_leaves_its_files_and_evaluate_and_sample_work_on_them(tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["train", "--preset", "quick", "--out", str(out)]) == 0
-    assert {path.name for path in out.iterdir()} == {
+    assert {path.name for path in out.iterdir()} - {training.LOCK} == {
         "checkpoint.safetensors",
         "config.json",
         "metrics.jsonl",
@@ -253,7 +254,7 @@ def test_resume_repeats_no_line_of_the_metrics(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_a_real_run_leaves_a_loadable_checkpoint(tmp_path, number):
+def test_a_signal_to_a_real_run_leaves_a_loadable_checkpoint(tmp_path, number, capsys):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "vnca", "train", "--preset", "quick", "--updates", "100000", "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -261,6 +262,8 @@ def test_a_signal_to_a_real_run_leaves_a_loadable_checkpoint(tmp_path, number):
     while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").stat().st_size:
         assert time.monotonic() < deadline and process.poll() is None, "the run did not start"
         time.sleep(0.1)
+    assert main(["train", "--resume", "--out", str(out)]) == 2
+    assert "another run is writing" in one_line_error(capsys)
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
@@ -374,6 +377,55 @@ def test_a_resumed_run_needs_no_more_the_weights_it_started_from(tmp_path, monke
     shutil.rmtree(first)
     training.train(config, second, resume=True)
     assert json.loads((second / "config.json").read_text())["run"]["before"] == before and len(before) == 1
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="this system has no locks for it")
+def test_a_folder_in_which_a_run_is_writing_is_left_alone(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", "--out", str(out)]) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    for option in ("--resume", "--overwrite"):
+        capsys.readouterr()
+        with files.locked(out / training.LOCK):
+            assert main(["train", "--out", str(out), option]) == 2
+        assert f"another run is writing in {out}" in one_line_error(capsys)
+        assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    new = tmp_path / "new"
+    new.mkdir()
+    with files.locked(new / training.LOCK):
+        assert main(["train", "--out", str(new)]) == 2
+        assert "another run is writing" in one_line_error(capsys), "two that began in an empty folder"
+    assert main(["train", "--out", str(out), "--overwrite"]) == 0
+
+
+def test_a_run_that_came_and_went_meanwhile_stays(tmp_path, monkeypatch, capsys):
+    load = training.data.load
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(training.data, "load", load)
+        training.train(TINY, tmp_path)
+        return load(*arguments)
+
+    monkeypatch.setattr(training.data, "load", meanwhile)
+    assert main(["train", "--out", str(tmp_path), "--seed", "1"]) == 2
+    assert "already has files" in capsys.readouterr().err
+    assert training.saved_config(tmp_path).seed == 0
+
+
+def test_a_folder_with_nothing_but_a_lock_is_empty(tmp_path):
+    (tmp_path / training.LOCK).touch()
+    training.train(TINY, tmp_path)
+
+
+def test_on_a_disk_without_locks_there_is_none(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if files.fcntl is not None:
+        monkeypatch.setattr(files.fcntl, "flock", flock)
+    training.train(TINY, tmp_path)
+    monkeypatch.setattr(files, "fcntl", None)
+    training.train(TINY, tmp_path, overwrite=True)
 
 
 def test_the_record_names_each_machine_that_trained(tmp_path, monkeypatch):

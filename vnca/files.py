@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside and renamed."""
+"""Files that are whole or not there: written beside and renamed. And a lock, for a folder that one process writes."""
 
 import json
 import os
@@ -8,6 +8,11 @@ from pathlib import Path
 
 from safetensors.torch import save
 from torch import Tensor
+
+try:
+    import fcntl
+except ImportError:  # Windows has other locks, which are not used here
+    fcntl = None
 
 
 @contextmanager
@@ -33,6 +38,30 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: str | os.PathLike) -> Iterator[None]:
+    """Hold a lock on a small file, which is made if it is not there, and stays.
+
+    The system releases the lock when the process ends, however it ends. On Windows, and on shared disks that have no
+    locks, nothing is locked.
+
+    Raises:
+        BlockingIOError: if another process, or another block of this one, holds the lock.
+        OSError: if the file cannot be written.
+    """
+    if fcntl is None:
+        yield
+        return
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # this disk has no locks
+            pass
+        yield
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

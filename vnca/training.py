@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vnca import checkpoints, data, hardware, pretrained
+from vnca import checkpoints, data, files, hardware, pretrained
 from vnca.decoders import CellDecoder, compile_update
 from vnca.metrics import Metrics
 from vnca.objectives import Terms, objective
@@ -37,6 +37,7 @@ LOG_EVERY = 20  # updates between two records of the metrics
 SAMPLES_SECONDS = 300  # between two grids of samples in TensorBoard, because on a CPU each costs seconds
 SKIPS = 10  # updates in a row that may be skipped before the run ends
 FILES = (checkpoints.NAME, "metrics.jsonl", "model.safetensors", "config.json", "samples.png")  # of a run
+LOCK = ".lock"  # held while a run writes; it says nothing, and stays
 
 
 class TrainingError(RuntimeError):
@@ -76,9 +77,10 @@ def train(
 
     Raises:
         ValueError: if the data, the folder or the processes do not fit: `out` has files and neither `resume` nor
-            `overwrite` is given, or `overwrite` and files that are not those of a run; the checkpoint is damaged or of
-            another configuration; `init_from` or `encoder_from` names no weights or those of another model; lessons
-            are impossible; pixels lie outside [0, 1]; or the batch cannot be shared equally.
+            `overwrite` is given, or `overwrite` and files that are not those of a run, or another run is writing in it;
+            the checkpoint is damaged or of another configuration; `init_from` or `encoder_from` names no weights or
+            those of another model; lessons are impossible; pixels lie outside [0, 1]; or the batch cannot be shared
+            equally.
         vnca.data.DataError: if the data cannot be had.
         OSError: if the folder cannot be written.
         TrainingError: if the gradient is not finite for several updates in a row, or the trained model's images are
@@ -98,21 +100,24 @@ def train(
     images = data.load(config.data, config.split).tensors[0]  # (N, 1, 28, 28)
     require_pixels(images)
     run = _Run(config, out, images, accelerator, recompute, compiled, resume)
-    if resume:
-        run.restore()
+    with _alone_in(out) if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
-            _clear_unfinished(out)
-    elif accelerator.is_main_process:
-        _clear_folder(out)
-    accelerator.wait_for_everyone()
-    accelerator.print(f"{config.data} {config.split}: {len(images):,} images; {run.hardware}")
-    with _signals_wait() as stopped:
-        run.go(stopped, 60 * checkpoint_minutes, on_log)
-    if run.fraction < 1:
-        accelerator.print(f"stopped after update {run.update}; go on with --resume")
-        raise KeyboardInterrupt
-    if accelerator.is_main_process:
-        save_png(run.samples(64), out / "samples.png")
+            _check(config, out, resume, overwrite, checkpoint_minutes)  # again: a run may have come and gone
+        if resume:
+            run.restore()
+            if accelerator.is_main_process:
+                _clear_unfinished(out)
+        elif accelerator.is_main_process:
+            _clear_folder(out)
+        accelerator.wait_for_everyone()
+        accelerator.print(f"{config.data} {config.split}: {len(images):,} images; {run.hardware}")
+        with _signals_wait() as stopped:
+            run.go(stopped, 60 * checkpoint_minutes, on_log)
+        if run.fraction < 1:
+            accelerator.print(f"stopped after update {run.update}; go on with --resume")
+            raise KeyboardInterrupt
+        if accelerator.is_main_process:
+            save_png(run.samples(64), out / "samples.png")
     accelerator.print(f"done: {run.update:,} updates in {run.seconds / 60:.1f} minutes; see {out}")
     accelerator.end_training()
     return run.best
@@ -448,7 +453,7 @@ def _check(config: TrainConfig, out: Path, resume: bool, overwrite: bool, checkp
         differences = config.differences(saved_config(out))
         if differences:
             raise ValueError(f"the run to resume has another configuration: {'; '.join(differences)}")
-    elif out.is_dir() and any(out.iterdir()) and not overwrite:
+    elif out.is_dir() and any(path.name != LOCK for path in out.iterdir()) and not overwrite:
         raise ValueError(f"--out {out} already has files: add --resume to go on, or --overwrite to start anew")
     elif out.is_dir() and (foreign := _foreign(out)):
         raise ValueError(f"--out {out} holds {foreign}, and no run that could be overwritten; give another folder")
@@ -460,8 +465,20 @@ def _foreign(out: Path) -> str | None:
         saved_config(out)
     except ValueError:
         names = sorted(path.name for path in out.iterdir())
-        return next((name for name in names if not name.startswith(FILES) and name != "tensorboard"), None)
+        return next((name for name in names if not name.startswith(FILES) and name not in ("tensorboard", LOCK)), None)
     return None
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Make the folder of a run and keep other runs out of it; raises `ValueError` if there is one already."""
+    out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(files.locked(out / LOCK))
+        except BlockingIOError:
+            raise ValueError(f"another run is writing in {out}: wait for its end, or give another folder") from None
+        yield
 
 
 def _clear_unfinished(out: Path) -> None:
@@ -472,13 +489,12 @@ def _clear_unfinished(out: Path) -> None:
 
 
 def _clear_folder(out: Path) -> None:
-    """Make the folder, without the files of an earlier run."""
+    """Remove the files of an earlier run."""
     _clear_unfinished(out)
     for name in FILES:
         (out / name).unlink(missing_ok=True)
     for events in out.glob("tensorboard/events.*"):
         events.unlink()
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def saved_config(out: Path) -> TrainConfig:

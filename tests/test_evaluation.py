@@ -324,6 +324,15 @@ def test_no_file_of_the_weights_is_replaced(weights, capsys, command, name):
     assert (path.read_bytes() if path.exists() else None) == before
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("command", [["evaluate"], ["sample"], ["inpaint", "--image", "x.png", "--mask", "y.png"]])
+def test_a_pipe_is_refused_before_the_work_begins(weights, tmp_path, capsys, monkeypatch, command):
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(pretrained, "load", lambda *_: pytest.fail("the work began"))
+    assert main([*command, "--weights", weights, "--out", str(tmp_path / "pipe")]) == 2
+    assert "pipe is a device or a pipe" in capsys.readouterr().err
+
+
 def test_two_models_are_compared_image_by_image(weights, others):
     result, other = evaluation.evaluate(weights, 10, 20, against=others), evaluation.evaluate(others, 10, 20)
     against = result["against"]

@@ -15,7 +15,7 @@ from torch.distributions import Normal
 from torch.utils.checkpoint import checkpoint
 
 from vnca.decoders import BORDER, DECODERS, IMAGE_SIZE
-from vnca.priors import CorrelatedMixturePrior, MixturePrior, StandardNormal, standard_normal
+from vnca.priors import CorrelatedMixturePrior, MixturePrior, StandardNormal, at_least_float32, standard_normal
 
 
 class Encoder(nn.Module):
@@ -216,11 +216,6 @@ def _log_joint(model: VAE, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         return bernoulli_log_likelihood(model.decode(z), x), model.prior.log_prob(z)
 
     return checkpoint(compute, z, use_reentrant=False) if torch.is_grad_enabled() else compute(z)
-
-
-def at_least_float32(t: Tensor) -> Tensor:
-    """The tensor in float32, or as it is where it is already wider."""
-    return t if t.dtype == torch.float64 else t.float()
 
 
 def require_pixels(x: Tensor) -> None:

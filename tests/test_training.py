@@ -484,6 +484,21 @@ def test_init_from_takes_weights_alone(tmp_path, capsys):
     assert "are of another model: ModelConfig(decoder='doubling', latent_size=64" in one_line_error(capsys)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"colour": 1}}, "unexpected keyword argument 'colour'"),
+        ({"run": 5}, "its entry 'run' is 5, no object"),
+    ],
+)
+def test_damaged_weights_to_start_from_are_named(tmp_path, capsys, change, message):
+    pretrained.save(build(TINY.model), TINY.model, tmp_path / "first")
+    config = pretrained.read_config(tmp_path / "first")
+    (tmp_path / "first" / "config.json").write_text(json.dumps(config | change))
+    assert main(["train", "--out", str(tmp_path / "x"), "--init-from", str(tmp_path / "first")]) == 2
+    assert message in (error := one_line_error(capsys)) and str(tmp_path / "first") in error
+
+
 MIXTURE_OF_3 = replace(TINY, model=replace(TINY.model, components=3), kl_warmup=0, samples=2)
 
 

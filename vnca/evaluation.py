@@ -513,7 +513,7 @@ def _kept_beside(out: str | os.PathLike, identities: list[dict], overwrite: bool
 
 def _differ_in_prior_alone(folders: Sequence[Path], models: Sequence[VAE]) -> bool:
     """Whether models have the same encoder and decoder: settings and weights."""
-    configs = [ModelConfig(**pretrained.read_config(folder)["model"]) for folder in folders]
+    configs = [pretrained.read_model_config(folder) for folder in folders]
     settings = [replace(config, components=0, correlated=0) for config in configs]
     return all(each == settings[0] for each in settings) and len({_body(model) for model in models}) == 1
 

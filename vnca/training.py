@@ -386,7 +386,7 @@ def _start(config: TrainConfig, images: Tensor | None) -> VAE:
         return model
     to_fit = config.model.components > 0
     if config.init_from is not None:
-        theirs = ModelConfig(**pretrained.read_config(pretrained.find(config.init_from))["model"])
+        theirs = pretrained.read_model_config(pretrained.find(config.init_from))
         prior = {"components": config.model.components, "correlated": config.model.correlated}
         but_for_prior = replace(theirs, **prior) if to_fit else theirs
         if _growth(but_for_prior) != _growth(config.model):
@@ -427,14 +427,23 @@ def _fit_prior(model: VAE, images: Tensor, seed: int) -> None:
 
 
 def _before(config: TrainConfig) -> list[dict]:
-    """The records and settings of the runs whose weights this one starts from; each has those before it in itself."""
+    """The records and settings of the runs whose weights this one starts from; each has those before it in itself.
+
+    Raises:
+        ValueError: if a record is damaged.
+    """
     named = {"init_from": config.init_from, "encoder_from": config.encoder_from}
     records = []
     for option, weights in named.items():
         if weights is not None:
-            theirs = pretrained.read_config(pretrained.find(weights))
+            folder = pretrained.find(weights)
+            theirs = {"run": {}} | pretrained.read_config(folder)
+            if not isinstance(theirs["run"], dict):
+                raise ValueError(
+                    f"{folder / 'config.json'} is damaged: its entry 'run' is {theirs['run']!r}, no object"
+                )
             settings = {"training": theirs["training"]} if "training" in theirs else {}
-            records.append({option: weights, **theirs.get("run", {}), **settings})
+            records.append({option: weights, **theirs["run"], **settings})
     return records
 
 

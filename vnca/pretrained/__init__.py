@@ -62,9 +62,9 @@ def load(name: str | os.PathLike) -> VAE:
             are damaged.
     """
     folder = find(name)
-    config = read_config(folder)["model"]
+    config = read_model_config(folder)
     try:
-        model = build(ModelConfig(**config))
+        model = build(config)
         weights = load_file(folder / "model.safetensors")
         model.load_state_dict({key: value.float() for key, value in weights.items()})
         if broken := [key for key, value in weights.items() if not value.isfinite().all()]:
@@ -97,6 +97,18 @@ def read_config(folder: Path) -> dict:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read, train or copy the weights again: {error!r}") from None
     return config
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """The model's configuration in a folder with weights.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    try:
+        return ModelConfig(**read_config(folder)["model"])
+    except TypeError as error:
+        raise ValueError(f"the weights in {folder} cannot be read, train or copy them again: {error}") from None
 
 
 def save(model: VAE, config: ModelConfig, folder: str | os.PathLike, **more: object) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -159,6 +160,13 @@ def test_iwae_does_not_depend_on_its_chunks(chunk_size):
     torch.testing.assert_close(parts, whole)
 
 
+def test_numbers_of_numpy_are_whole_numbers():
+    model, x, three = small_model(), torch.rand(2, 1, 28, 28).round(), np.int64(3)
+    with torch.no_grad():
+        assert vnca.iwae(model, x, three, three).shape == (2,) and model.sample(three).shape == (3, 1, 28, 28)
+        assert vnca.inpaint(model, x, torch.ones_like(x).bool(), three, iterations=three).shape == (3, 2, 1, 28, 28)
+
+
 @pytest.mark.parametrize("chunk_size", [1, 5, 16])
 def test_iwae_never_decodes_more_than_a_chunk(chunk_size):
     model, x, sizes, encoded = small_model(), torch.rand(7, 1, 28, 28).round(), [], []
@@ -273,6 +281,18 @@ def test_the_papers_encoder_has_the_papers_channels():
         (lambda m: vnca.iwae(m, torch.zeros(1, 1, 28, 28), 0), "at least 1, not 0 and 64"),
         (lambda m: vnca.iwae(m, torch.zeros(1, 1, 28, 28), 2, 0), "at least 1, not 2 and 0"),
         (lambda m: m.sample(-1), "at least 0, not -1"),
+        (lambda m: m.sample(4.0), r"n is a whole number \(an int\), not 4.0"),
+        (lambda m: m.sample(4, 0), "is a torch.Generator, not 0: torch.Generator"),
+        (lambda m: vnca.elbo(m, torch.zeros(1, 1, 28, 28), 0), "is a torch.Generator, not 0"),
+        (lambda m: vnca.iwae(m, torch.zeros(1, 1, 28, 28), 2.0), "num_samples is a whole number .*, not 2.0"),
+        (lambda m: vnca.iwae(m, torch.zeros(1, 1, 28, 28), 2, 2.0), "chunk_size is a whole number .*, not 2.0"),
+        (lambda m: m.encode(np.zeros((1, 1, 28, 28))), "images are a torch.Tensor, not a ndarray: torch.as_tensor"),
+        (lambda m: m.decode(np.zeros((1, 4))), "latents are a torch.Tensor, not a ndarray: torch.as_tensor"),
+        (lambda m: vnca.DoublingDecoder(8.0), "channels is a whole number .*, not 8.0"),
+        (lambda m: vnca.RegrowingDecoder(8, 4.0), "hidden is a whole number .*, not 4.0"),
+        (lambda m: vnca.RegrowingDecoder(8, 4.0, latent_size=4), "hidden is a whole number .*, not 4.0"),
+        (lambda m: vnca.ConvDecoder(8, 2.0), "width is a whole number .*, not 2.0"),
+        (lambda m: vnca.Encoder("8"), "latent_size is a whole number .*, not '8'"),
         (lambda m: vnca.VAE(vnca.Encoder(3, 2), vnca.ConvDecoder(4, 2)), "size 3.*size 4"),
         (lambda m: vnca.build(vnca.ModelConfig("tripling")), "'tripling'; there are conv, doubling"),
         (lambda m: vnca.build(vnca.ModelConfig("conv", 4, 2, {"steps": 3})), "does not take .*steps"),

@@ -19,7 +19,13 @@ FIT_RATE = 1e-2  # Adam's, at its peak
 
 
 def standard_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise on the device and in the type of `like`, drawn where the generator lives."""
+    """Standard normal noise on the device and in the type of `like`, drawn where the generator lives.
+
+    Raises:
+        ValueError: if `generator` is neither a generator nor None.
+    """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"the generator is a torch.Generator, not {generator!r}: torch.Generator().manual_seed(0)")
     device = like.device if generator is None else generator.device
     return torch.randn(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.utils.checkpoint import checkpoint
 
+from vnca.checks import require_tensor, whole
 from vnca.decoders import BORDER, DECODERS, IMAGE_SIZE
 from vnca.priors import CorrelatedMixturePrior, MixturePrior, StandardNormal, at_least_float32, standard_normal
 
@@ -29,11 +30,12 @@ class Encoder(nn.Module):
         width: channels of the first convolution; each following one has twice as many.
 
     Raises:
-        ValueError: if an argument is below 1.
+        ValueError: if an argument is no whole number or below 1.
     """
 
     def __init__(self, latent_size: int = 256, width: int = 32):
         super().__init__()
+        latent_size, width = whole(latent_size=latent_size, width=width)
         if latent_size < 1 or width < 1:
             raise ValueError(f"Encoder needs latent_size and width >= 1, not {latent_size} and {width}")
         self.latent_size = latent_size
@@ -78,15 +80,21 @@ class VAE(nn.Module):
         """The approximate posterior q(z | x) of images `(B, 1, 28, 28)`: a `Normal` of batch shape `(B, D)`.
 
         Raises:
-            ValueError: if the images have another shape.
+            ValueError: if the images are no tensor or have another shape.
         """
+        require_tensor("images are", x)
         if x.ndim != 4 or x.shape[1:] != (1, IMAGE_SIZE, IMAGE_SIZE):
             raise ValueError(f"images have the shape (B, 1, {IMAGE_SIZE}, {IMAGE_SIZE}), not {tuple(x.shape)}")
         mean, log_scale = self.encoder(x.to(next(self.parameters()).dtype))
         return Normal(at_least_float32(mean), at_least_float32(log_scale).exp(), validate_args=False)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Logits `(B, 1, 28, 28)` of the pixels, p(x | z), for latents `(B, D)`."""
+        """Logits `(B, 1, 28, 28)` of the pixels, p(x | z), for latents `(B, D)`.
+
+        Raises:
+            ValueError: if the latents are no tensor or have another shape.
+        """
+        require_tensor("latents are", z)
         return at_least_float32(self.decoder(z.to(next(self.parameters()).dtype)))
 
     @torch.no_grad()
@@ -100,8 +108,9 @@ class VAE(nn.Module):
         """Pixel probabilities `(n, 1, 28, 28)` of `n` latents drawn from the prior.
 
         Raises:
-            ValueError: if `n` is negative.
+            ValueError: if `n` is negative or no whole number.
         """
+        (n,) = whole(n=n)
         if n < 0:
             raise ValueError(f"the number of samples is at least 0, not {n}")
         z = self.draw(n, generator)
@@ -184,10 +193,12 @@ def iwae(
         generator: source of the noise, for reproducible figures.
 
     Raises:
-        ValueError: if `x` has another shape or pixels outside [0, 1], or if `num_samples` or `chunk_size` is below 1.
+        ValueError: if `x` has another shape or pixels outside [0, 1], or if `num_samples` or `chunk_size` is below 1 or
+            no whole number.
     """
     require_pixels(x)
     chunk_size = CHUNK_SIZE if chunk_size is None else chunk_size
+    num_samples, chunk_size = whole(num_samples=num_samples, chunk_size=chunk_size)
     if num_samples < 1 or chunk_size < 1:
         raise ValueError(f"num_samples and chunk_size are at least 1, not {num_samples} and {chunk_size}")
     posterior = encode_in_chunks(model, x, chunk_size)
@@ -220,8 +231,7 @@ def _log_joint(model: VAE, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def require_pixels(x: Tensor) -> None:
     """Raise `ValueError` unless the images are a tensor whose values all lie in [0, 1] (a NaN does not)."""
-    if not isinstance(x, Tensor):
-        raise ValueError(f"images are a torch.Tensor, not a {type(x).__name__}: torch.as_tensor makes one of an array")
+    require_tensor("images are", x)
     if x.numel() and not bool(((x >= 0) & (x <= 1)).all()):
         if x.isnan().any():
             raise ValueError("pixels lie in [0, 1], but these images hold NaN")

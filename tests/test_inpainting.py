@@ -361,6 +361,7 @@ def ask(model, x=None, observed=None, *more):
         (lambda m: ask(m, 255 * torch.ones(1, 1, 28, 28)), "from 255 to 255: divide"),
         (lambda m: ask(m, torch.full((1, 1, 28, 28), math.nan)), "NaN; put any number"),
         (lambda m: ask(m, None, torch.ones(2, 1, 28, 28)), "the mask is bool, .* not torch.float32; compare"),
+        (lambda m: ask(m, None, masks.left_half(2).numpy()), "mask is a torch.Tensor, not a ndarray: torch.as_tensor"),
         (lambda m: ask(m, None, masks.left_half(1)), r"\(2, 1, 28, 28\), not \(1, 1, 28, 28\)"),
         (lambda m: ask(m, None, masks.left_half(2)[:, 0]), r"\(2, 1, 28, 28\), not \(2, 28, 28\)"),
         (lambda m: ask(m, None, None, 0), "at least 1 and iterations at least 0, not 0 and"),

@@ -40,6 +40,7 @@ def require_task(x: Tensor, observed: Tensor) -> None:
     require_tensor("images are", x)
     if x.ndim != 4 or x.shape[1:] != (1, IMAGE_SIZE, IMAGE_SIZE):
         raise ValueError(f"images have the shape (B, 1, {IMAGE_SIZE}, {IMAGE_SIZE}), not {tuple(x.shape)}")
+    require_tensor("the mask is", observed)
     if observed.dtype != torch.bool:
         raise ValueError(f"the mask is bool, True where a pixel is observed, not {observed.dtype}; compare: mask > 0")
     if observed.shape != x.shape:

@@ -563,6 +563,17 @@ def test_another_size_is_refused_unless_resized(job, capsys):
     assert "large.png has 140 x 140 pixels and" in one_line_error(capsys)
 
 
+@pytest.mark.parametrize("most", [1, 127])
+def test_a_mask_of_zeros_and_ones_is_refused(job, capsys, most):
+    png(job.folder / "mask.png", most * masks.left_half(1)[0, 0])
+    assert job() == 2
+    assert re.search(
+        rf"mask.png .* its largest value is {most} of 255. Of zeros and ones save mask \* 255", one_line_error(capsys)
+    )
+    png(job.folder / "mask.png", np.zeros((28, 28)))
+    assert job() == 0, "all is to be painted"
+
+
 def _damaged(folder):
     whole = (folder / "in.png").read_bytes()
     (folder / "in.png").write_bytes(whole[: len(whole) // 2])

@@ -143,7 +143,13 @@ def _inpaint(options: argparse.Namespace) -> None:
 
 def _image_and_mask(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
     """The image `(1, 28, 28)` and the mask of its observed pixels, bool, of the same shape."""
-    x, white = read_png(options.image), read_png(options.mask) >= 0.5
+    x, mask = read_png(options.image), read_png(options.mask)
+    if 0 < mask.max() < 0.5:
+        raise ValueError(
+            f"{options.mask} has no white pixel, and so would hide the whole image: its largest value is "
+            f"{255 * mask.max():.0f} of 255. Of zeros and ones save mask * 255"
+        )
+    white = mask >= 0.5
     for path, picture in ((options.image, x), (options.mask, white)):
         height, width = picture.shape[1:]
         if (height, width) != (IMAGE_SIZE, IMAGE_SIZE) and not options.resize:

@@ -817,6 +817,26 @@ def test_a_damaged_checkpoint_is_named(tmp_path, capsys):
     assert str(path) in one_line_error(capsys)
 
 
+@pytest.mark.parametrize("gone", [(checkpoints.NAME,), ("config.json",), (checkpoints.NAME, "config.json")])
+def test_advice_on_what_cannot_be_resumed_leads_to_a_run(tmp_path, capsys, gone):
+    out = tmp_path / "run"
+    assert main(["train", "--out", str(out)]) == 0
+    for name in gone:
+        (out / name).unlink()
+    capsys.readouterr()
+    assert main(["train", "--out", str(out), "--resume"]) == 2
+    assert "start again with --overwrite" in one_line_error(capsys)
+    assert main(["train", "--out", str(out)]) == 2
+    assert ("--resume" in one_line_error(capsys)) == (checkpoints.NAME not in gone)
+    assert main(["train", "--out", str(out), "--overwrite"]) == 0
+
+
+def test_a_folder_of_other_things_is_not_said_to_be_overwritable(tmp_path, capsys):
+    (tmp_path / "thesis.pdf").touch()
+    assert main(["train", "--out", str(tmp_path)]) == 2
+    assert "holds thesis.pdf, and no run that could be overwritten; give another folder" in one_line_error(capsys)
+
+
 def rewritten(path, progress=..., drop=(), cut=()):
     """Write a checkpoint again, with other progress, without some tensors, and with others cut to one number."""
     with safe_open(path, framework="pt") as file:

@@ -32,7 +32,7 @@ def restore(folder: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Op
     """
     path = folder / NAME
     if not path.is_file():
-        raise ValueError(f"there is no checkpoint in {folder} to resume from; start without --resume")
+        raise ValueError(f"there is no checkpoint in {folder} to resume from; start again with --overwrite")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict

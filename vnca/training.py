@@ -462,10 +462,11 @@ def _check(config: TrainConfig, out: Path, resume: bool, overwrite: bool, checkp
         differences = config.differences(saved_config(out))
         if differences:
             raise ValueError(f"the run to resume has another configuration: {'; '.join(differences)}")
-    elif out.is_dir() and any(path.name != LOCK for path in out.iterdir()) and not overwrite:
-        raise ValueError(f"--out {out} already has files: add --resume to go on, or --overwrite to start anew")
     elif out.is_dir() and (foreign := _foreign(out)):
         raise ValueError(f"--out {out} holds {foreign}, and no run that could be overwritten; give another folder")
+    elif out.is_dir() and any(path.name != LOCK for path in out.iterdir()) and not overwrite:
+        going_on = "--resume to go on, or " if (out / checkpoints.NAME).is_file() else ""
+        raise ValueError(f"--out {out} already has files: add {going_on}--overwrite to start anew")
 
 
 def _foreign(out: Path) -> str | None:
@@ -513,7 +514,9 @@ def saved_config(out: Path) -> TrainConfig:
         ValueError: if there is no run, or its configuration cannot be read.
     """
     if not (out / "config.json").is_file():
-        raise ValueError(f"there is no run in {out} to resume; start without --resume")
+        left = any((out / name).exists() for name in FILES)
+        advice = "start again with --overwrite" if left else "start without --resume"
+        raise ValueError(f"there is no run in {out} to resume; {advice}")
     saved = pretrained.read_config(out)
     try:
         return TrainConfig(model=ModelConfig(**saved["model"]), **saved["training"])

@@ -1,5 +1,6 @@
 """What a file that is written may replace."""
 
+import errno
 import os
 
 import pytest
@@ -22,6 +23,16 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path):
     path.chmod(0o600)
     files.write_text(path, "new")
     assert path.read_text() == "new" and path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*result.json'"),
+        files.replacing(tmp_path / "result.json") as beside,
+    ):
+        beside.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")

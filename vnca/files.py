@@ -36,6 +36,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         if permissions is not None:
             beside.chmod(permissions)
         os.replace(beside, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk, which Python reports without a name
+            error.filename = str(path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

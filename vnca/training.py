@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vnca import checkpoints, data, files, hardware, pretrained
+from vnca.checks import differences
 from vnca.decoders import CellDecoder, compile_update
 from vnca.metrics import Metrics
 from vnca.objectives import Terms, objective
@@ -389,8 +390,8 @@ def _start(config: TrainConfig, images: Tensor | None) -> VAE:
         theirs = pretrained.read_model_config(pretrained.find(config.init_from))
         prior = {"components": config.model.components, "correlated": config.model.correlated}
         but_for_prior = replace(theirs, **prior) if to_fit else theirs
-        if _growth(but_for_prior) != _growth(config.model):
-            raise ValueError(f"the weights {config.init_from} are of another model: {theirs}, not {config.model}")
+        if found := differences(vars(_growth(but_for_prior)), vars(_growth(config.model))):
+            raise ValueError(f"the weights {config.init_from} are of another model: {'; '.join(found)}")
         to_fit = to_fit and (theirs != config.model or config.updates == 0)
         weights = pretrained.load(config.init_from).state_dict().items()
         weights = {key: value for key, value in weights if not (to_fit and key.startswith("prior."))}
@@ -459,9 +460,8 @@ def _check(config: TrainConfig, out: Path, resume: bool, overwrite: bool, checkp
     if not 0 < checkpoint_minutes < math.inf:
         raise ValueError(f"checkpoint_minutes is a positive number, not {checkpoint_minutes}")
     if resume:
-        differences = config.differences(saved_config(out))
-        if differences:
-            raise ValueError(f"the run to resume has another configuration: {'; '.join(differences)}")
+        if found := config.differences(saved_config(out)):
+            raise ValueError(f"the run to resume has another configuration: {'; '.join(found)}")
     elif out.is_dir() and (foreign := _foreign(out)):
         raise ValueError(f"--out {out} holds {foreign}, and no run that could be overwritten; give another folder")
     elif out.is_dir() and any(path.name != LOCK for path in out.iterdir()) and not overwrite:

@@ -655,6 +655,15 @@ def test_what_is_for_cells_is_refused_for_other_decoders(option, tmp_path, capsy
     assert f"{option} is for decoders made of cells" in one_line_error(capsys)
 
 
+def test_a_batch_of_more_images_than_there_are_is_told(tmp_path, capsys, monkeypatch):
+    images = torch.utils.data.TensorDataset(torch.ones(3, 1, 28, 28), torch.zeros(3))
+    monkeypatch.setattr(training.data, "load", lambda *_: images)
+    training.train(replace(TINY, updates=1), tmp_path / "larger")
+    assert "4 images a batch are more than there are: 3 are taken" in capsys.readouterr().out
+    training.train(replace(TINY, updates=1, batch_size=3), tmp_path / "whole")
+    assert "more than there are" not in capsys.readouterr().out
+
+
 def test_the_seed_decides_over_images_and_noise():
     runs = [run_of(replace(TINY, seed=seed)) for seed in (0, 0, 1)]
     batches = [run.batch() for run in runs]

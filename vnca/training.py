@@ -112,6 +112,10 @@ def train(
             _clear_folder(out)
         accelerator.wait_for_everyone()
         accelerator.print(f"{config.data} {config.split}: {len(images):,} images; {run.hardware}")
+        if run.batch_size < config.batch_size:
+            accelerator.print(
+                f"{config.batch_size:,} images a batch are more than there are: {run.batch_size:,} are taken"
+            )
         with _signals_wait() as stopped:
             run.go(stopped, 60 * checkpoint_minutes, on_log)
         if run.fraction < 1:

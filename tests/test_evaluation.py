@@ -495,6 +495,12 @@ def test_what_is_kept_of_other_weights_is_refused(weights, model, tmp_path, monk
         evaluation.evaluate(str(other), 100, 20, out=out)
 
 
+def test_a_kept_file_without_metadata_is_called_so(weights, tmp_path):
+    files.write_tensors(tmp_path / "result.json.part.safetensors", {"values": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"cannot be read \(it does not say of which evaluation it is\)"):
+        evaluation.evaluate(weights, 2, 5, out=tmp_path / "result.json")
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", None])
 def test_a_damaged_file_is_named(content, weights, tmp_path):
     kept = tmp_path / "result.json.part.safetensors"

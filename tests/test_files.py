@@ -6,6 +6,7 @@ import os
 import pytest
 
 from vnca import files
+from vnca.__main__ import main
 
 
 def test_what_a_link_points_to_is_replaced(tmp_path):
@@ -15,6 +16,14 @@ def test_what_a_link_points_to_is_replaced(tmp_path):
     files.write_text(link, "new")
     assert link.is_symlink() and target.read_text() == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.txt", "target.txt"]
+
+
+def test_a_link_to_itself_is_refused(tmp_path, capsys):
+    (tmp_path / "link.png").symlink_to(tmp_path / "link.png")
+    with pytest.raises(OSError, match="link.png is a symbolic link that leads to itself"):
+        files.write_text(tmp_path / "link.png", "new")
+    assert main(["sample", "--weights", "conv-mnist-small", "--out", str(tmp_path / "link.png")]) == 1
+    assert "leads to itself" in capsys.readouterr().err
 
 
 def test_a_replaced_file_keeps_its_permissions(tmp_path):

@@ -885,6 +885,12 @@ def test_a_checkpoint_with_something_wrong_in_it_is_not_gone_on_from(tmp_path, c
     assert checkpoints.NAME in error and "start again with --overwrite" in error
 
 
+def test_a_checkpoint_without_metadata_is_called_so(tmp_path):
+    save_file({"weight": torch.zeros(2)}, tmp_path / checkpoints.NAME)
+    with pytest.raises(ValueError, match=r"cannot be read \(it has no progress of a run, but None\)"):
+        checkpoints.restore(tmp_path, {}, None)
+
+
 @pytest.mark.parametrize("run", [None, [], {}])
 def test_a_run_without_its_record_is_not_gone_on_with(tmp_path, capsys, monkeypatch, run):
     out = tmp_path / "run"

@@ -277,6 +277,7 @@ def test_the_papers_encoder_has_the_papers_channels():
         (lambda m: m.encode(torch.zeros(1, 28, 28)), r"\(B, 1, 28, 28\), not \(1, 28, 28\)"),
         (lambda m: vnca.elbo(m, torch.zeros(1, 1, 32, 32)), r"not \(1, 1, 32, 32\)"),
         (lambda m: vnca.elbo(m, 255 * torch.ones(1, 1, 28, 28)), "from 255 to 255: divide"),
+        (lambda m: vnca.elbo(m, torch.full((1, 1, 28, 28), math.inf)), "go from inf to inf$"),
         (lambda m: vnca.iwae(m, torch.full((1, 1, 28, 28), math.nan)), r"\[0, 1\]"),
         (lambda m: vnca.iwae(m, torch.zeros(1, 1, 28, 28), 0), "at least 1, not 0 and 64"),
         (lambda m: vnca.iwae(m, torch.zeros(1, 1, 28, 28), 2, 0), "at least 1, not 2 and 0"),

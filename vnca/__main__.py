@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
-from vnca import data, evaluation, export, pretrained, training
+from vnca import data, evaluation, export, files, pretrained, training
 from vnca.decoders import IMAGE_SIZE
 from vnca.inpainting import inpaint
 from vnca.pictures import read_png, save_png
@@ -67,7 +67,7 @@ def _require_writable(path: Path, *weights: str) -> None:
     if path.exists() and not path.is_file():
         raise ValueError(f"--out {path} is a device or a pipe, which cannot be replaced; give a file's name")
     folders = [pretrained.find(each).resolve() for each in weights]
-    if path.resolve().parent in folders and path.name in training.FILES:
+    if files.resolved(path).parent in folders and path.name in training.FILES:
         raise ValueError(f"--out {path} would replace a file of the weights; give another name")
 
 
@@ -132,7 +132,7 @@ def _sample(options: argparse.Namespace) -> None:
 
 def _inpaint(options: argparse.Namespace) -> None:
     generator = _generator(options)
-    if options.out.resolve() in (options.image.resolve(), options.mask.resolve()):
+    if files.resolved(options.out) in (files.resolved(options.image), files.resolved(options.mask)):
         raise ValueError(f"--out {options.out} would replace a file that is read; give another name")
     x, observed = _image_and_mask(options)
     completions = inpaint(pretrained.load(options.weights), x[None], observed[None], options.n, generator)

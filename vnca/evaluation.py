@@ -161,6 +161,8 @@ class Kept:
         try:
             with safe_open(self.path, framework="pt") as file:
                 values = _checked(file.get_tensor("values"))
+                if file.metadata() is None:
+                    raise ValueError("it does not say of which evaluation it is")
                 saved = json.loads(file.metadata()["evaluation"])
                 theirs, seconds = dict(saved["identity"]), float(saved["seconds"])
         except (SafetensorError, ValueError, KeyError, TypeError) as error:

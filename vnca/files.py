@@ -15,6 +15,14 @@ except ImportError:  # Windows has other locks, which are not used here
     fcntl = None
 
 
+def resolved(path: str | os.PathLike) -> Path:
+    """What a path leads to, through all symbolic links; raises `OSError` where they lead in a circle."""
+    end = Path(os.path.realpath(path))  # `Path.resolve` has no one error for circles in all versions of Python
+    if end.is_symlink():
+        raise OSError(f"{path} is a symbolic link that leads to itself; give the name of a file")
+    return end
+
+
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A path beside `path` to write to: it takes the place of `path` at the end of the block, or vanishes on an error.
@@ -22,9 +30,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     Where `path` is a symbolic link, what it points to is replaced. A file that is replaced keeps its permissions.
 
     Raises:
-        OSError: if the folder does not exist or cannot be written, or `path` is a folder, a device or a pipe.
+        OSError: if the folder does not exist or cannot be written, or `path` is a folder, a device, a pipe or a circle
+            of links.
     """
-    path = Path(path).resolve()
+    path = resolved(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the name of a file")
     permissions = path.stat().st_mode & 0o777 if path.exists() else None

@@ -236,7 +236,7 @@ def require_pixels(x: Tensor) -> None:
         if x.isnan().any():
             raise ValueError("pixels lie in [0, 1], but these images hold NaN")
         low, high = x.min().item(), x.max().item()
-        advice = ": divide 8-bit images by 255" if low >= 0 and high > 1 else ""
+        advice = ": divide 8-bit images by 255" if low >= 0 and 1 < high < math.inf else ""
         raise ValueError(f"pixels lie in [0, 1], but these images go from {low:g} to {high:g}{advice}")
 
 

@@ -288,7 +288,7 @@ class _Run:
         return {key: value[mine] if isinstance(value, Tensor) else value for key, value in drawn.items()}
 
     def record(self, images_per_second: float) -> dict:
-        """Means over the updates since the last record.
+        """Means over the updates since the last record, or of a resumed run since its checkpoint where that is later.
 
         Raises:
             TrainingError: if the last updates were all skipped.

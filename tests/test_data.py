@@ -521,6 +521,33 @@ def test_an_unwritable_cache_folder_is_named(away, server):
     assert server.asked == []
 
 
+@pytest.fixture
+def homeless(monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+
+@pytest.mark.parametrize("name", ["binarized-mnist", "mnist"])
+def test_without_a_home_folder_there_are_the_digits_and_advice(name, homeless, capsys):
+    assert len(data.load("digits", "valid")) == 250
+    with pytest.raises(data.DataError, match="no home folder for the cache. Point XDG_CACHE_HOME"):
+        data.load(name, "test")
+    assert data.load(name, "test", fallback="digits").name == "digits"
+    assert "because there is no home folder for the cache" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given_by", ["root", "VNCA_DATA"])
+def test_the_home_of_nobody_is_named(given_by, monkeypatch):
+    if given_by == "VNCA_DATA":
+        monkeypatch.setenv("VNCA_DATA", "~nouser/x")
+    assert len(data.load("digits", "valid")) == 250
+    with pytest.raises(data.DataError, match="is '~nouser/x', and there is no such user. Let VNCA_DATA"):
+        binarized("test", root="~nouser/x" if given_by == "root" else None)
+
+
 # ----------------------------------------------------------------------------------------------- torchvision
 
 

@@ -324,6 +324,15 @@ def test_no_file_of_the_weights_is_replaced(weights, capsys, command, name):
     assert (path.read_bytes() if path.exists() else None) == before
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("command", [["evaluate"], ["sample"], ["inpaint", "--image", "x.png", "--mask", "y.png"]])
+def test_a_pipe_is_refused_before_the_work_begins(weights, tmp_path, capsys, monkeypatch, command):
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(pretrained, "load", lambda *_: pytest.fail("the work began"))
+    assert main([*command, "--weights", weights, "--out", str(tmp_path / "pipe")]) == 2
+    assert "pipe is a device or a pipe" in capsys.readouterr().err
+
+
 def test_two_models_are_compared_image_by_image(weights, others):
     result, other = evaluation.evaluate(weights, 10, 20, against=others), evaluation.evaluate(others, 10, 20)
     against = result["against"]
@@ -486,6 +495,12 @@ def test_what_is_kept_of_other_weights_is_refused(weights, model, tmp_path, monk
         evaluation.evaluate(str(other), 100, 20, out=out)
 
 
+def test_a_kept_file_without_metadata_is_called_so(weights, tmp_path):
+    files.write_tensors(tmp_path / "result.json.part.safetensors", {"values": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"cannot be read \(it does not say of which evaluation it is\)"):
+        evaluation.evaluate(weights, 2, 5, out=tmp_path / "result.json")
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", None])
 def test_a_damaged_file_is_named(content, weights, tmp_path):
     kept = tmp_path / "result.json.part.safetensors"
@@ -534,6 +549,39 @@ def test_the_command_line_goes_on_refuses_and_starts_anew(weights, tmp_path, mon
         figures(json.loads(out.read_text())) == figures(evaluation.evaluate(weights, 70, 9, seed=3)) != figures(first)
     )
     assert first["evaluation"]["seed"] == 0
+
+
+def test_a_result_is_replaced_by_that_of_another_evaluation_only_when_told(weights, others, tmp_path, capsys):
+    out = tmp_path / "result.json"
+    command = ["evaluate", "--limit", "9", "--num-samples", "4", "--out", str(out), "--weights"]
+    assert main([*command, weights, "--against", others]) == 0
+    before = out.read_bytes()
+    for arguments, reason in (
+        ([others, "--against", others], "weights is '"),
+        ([weights, "--against", weights], "against is '"),
+        ([weights], "now. Give another name, or add --overwrite"),
+        ([weights, "--against", others, "--seed", "3"], "seed is 0 there, 3 now"),
+        ([weights, "--against", others, "--num-samples", "5"], "num_samples is 4 there, 5 now"),
+        ([weights, "--against", others, "--limit", "8"], "images is 9 there, 8 now"),
+    ):
+        capsys.readouterr()
+        assert main([*command, *arguments]) == 2
+        assert reason in (error := capsys.readouterr().err) and error.count("\n") == 1
+    assert out.read_bytes() == before
+    assert main([*command, weights, "--against", others]) == 0, "the same may be measured anew"
+    assert main([*command, weights, "--overwrite"]) == 0
+    assert main([*command, weights, "--against", others]) == 0, "and a comparison added"
+    assert "against" in json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\xff", b"{}", b"[]", b'{"evaluation": 5}', b""])
+def test_a_file_that_is_no_result_is_replaced_only_when_told(content, weights, tmp_path, capsys):
+    out = tmp_path / "digit.png"
+    out.write_bytes(content)
+    command = ["evaluate", "--weights", weights, "--limit", "9", "--num-samples", "4", "--out", str(out)]
+    assert main(command) == 2
+    assert "digit.png is no result of an evaluation" in capsys.readouterr().err and out.read_bytes() == content
+    assert main([*command, "--overwrite"]) == 0 and "nats" in json.loads(out.read_text())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")

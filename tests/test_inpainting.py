@@ -372,9 +372,14 @@ def ask(model, x=None, observed=None, *more):
         (lambda m: ask(m, 255 * torch.ones(1, 1, 28, 28)), "from 255 to 255: divide"),
         (lambda m: ask(m, torch.full((1, 1, 28, 28), math.nan)), "NaN; put any number"),
         (lambda m: ask(m, None, torch.ones(2, 1, 28, 28)), "the mask is bool, .* not torch.float32; compare"),
+        (lambda m: ask(m, None, masks.left_half(2).numpy()), "mask is a torch.Tensor, not a ndarray: torch.as_tensor"),
         (lambda m: ask(m, None, masks.left_half(1)), r"\(2, 1, 28, 28\), not \(1, 1, 28, 28\)"),
         (lambda m: ask(m, None, masks.left_half(2)[:, 0]), r"\(2, 1, 28, 28\), not \(2, 28, 28\)"),
         (lambda m: ask(m, None, None, 0), "at least 1 and iterations at least 0, not 0 and"),
+        (lambda m: ask(m, images(2).numpy(), masks.left_half(2)), "images are a torch.Tensor, not a ndarray"),
+        (lambda m: ask(m, None, None, 2.0), "num_samples is a whole number .*, not 2.0"),
+        (lambda m: ask(m, None, masks.left_half(2), 2, 0), "is a torch.Generator, not 0"),
+        (lambda m: vnca.inpaint(m, images(1), masks.left_half(1), iterations=1.5), "iterations is a whole number"),
         (lambda m: vnca.inpaint(m, images(1), masks.left_half(1), iterations=-1), "at least 0, not 16 and -1"),
         (lambda m: evidence.evidence(m, images(1), masks.left_half(1), 0), "at least 1, .* not 0, 0 and 30"),
         (lambda m: evidence.evidence(m, images(1), masks.left_half(1), chains=-1), "not 128, -1 and 30"),
@@ -567,6 +572,17 @@ def test_another_size_is_refused_unless_resized(job, capsys):
     assert np.array_equal(grid[2:30, 2:30], 255 * images(1)[0, 0].numpy())
     assert job(image="large.png", resize="") == 2
     assert "large.png has 140 x 140 pixels and" in one_line_error(capsys)
+
+
+@pytest.mark.parametrize("most", [1, 127])
+def test_a_mask_of_zeros_and_ones_is_refused(job, capsys, most):
+    png(job.folder / "mask.png", most * masks.left_half(1)[0, 0])
+    assert job() == 2
+    assert re.search(
+        rf"mask.png .* its largest value is {most} of 255. Of zeros and ones save mask \* 255", one_line_error(capsys)
+    )
+    png(job.folder / "mask.png", np.zeros((28, 28)))
+    assert job() == 0, "all is to be painted"
 
 
 def _damaged(folder):

@@ -42,6 +42,25 @@ def test_an_unknown_name_lists_the_names(saved, monkeypatch):
         vnca.load("tripling-mnist")
 
 
+def test_a_path_is_never_taken_for_a_name(saved, monkeypatch, tmp_path):
+    model, folder = saved
+    config = vnca.ModelConfig("doubling", 4, 2, {"hidden": 4, "steps": 1})
+    monkeypatch.setattr(pretrained, "FOLDER", folder.parent)  # where "run" is shipped
+    pretrained.save(model, config, tmp_path / "here" / "run")
+    monkeypatch.chdir(tmp_path / "here")
+    for path in ("./run", Path("run"), tmp_path / "here" / "run", str(tmp_path / "here" / "run")):
+        assert pretrained.find(path).resolve() == tmp_path / "here" / "run"
+    with pytest.raises(ValueError, match=r"'run' names both shipped weights and a folder here: give \./run for the"):
+        vnca.load("run")
+    (tmp_path / "here" / "run" / "model.safetensors").unlink()
+    assert pretrained.find("run") == folder, "a folder without a model is no other meaning"
+    monkeypatch.chdir(folder.parent)
+    assert pretrained.find("run") == folder, "nor is the folder of the shipped weights itself"
+    for nothing in ("./walk", Path("walk"), ""):
+        with pytest.raises(ValueError, match="no weights named"):
+            pretrained.find(nothing)
+
+
 def test_weights_that_are_not_finite_are_refused(saved):
     model, folder = saved
     with torch.no_grad():

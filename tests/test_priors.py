@@ -9,6 +9,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Mul
 
 import vnca
 from vnca import pretrained
+from vnca.masks import center_square
 from vnca.priors import CorrelatedMixturePrior, MixturePrior, StandardNormal, gaussian_kl
 
 
@@ -82,6 +83,31 @@ def test_draws_have_the_type_of_the_noise(prior, dtype):
     z = prior.to(dtype).draw(noise.to(dtype), seeded(1))
     assert z.dtype == dtype
     torch.testing.assert_close(z.float(), prior.float().draw(noise, seeded(1)), rtol=1e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_densities_are_computed_in_float32_whatever_the_type_of_the_weights(prior, dtype):
+    z = torch.randn(50, 4, generator=seeded()).to(dtype)
+    rounded = prior.to(dtype)
+    found, of_floats = rounded.log_prob(z), rounded.log_prob(z.float())
+    assert found.dtype == torch.float32 and torch.equal(found, of_floats)
+    assert torch.equal(found, prior.float().log_prob(z.float())), "the same weights in float32"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("correlated", [0, 2])
+def test_models_of_16_bits_have_bounds_and_completions(correlated, dtype):
+    torch.manual_seed(0)
+    model = vnca.build(vnca.ModelConfig("conv", 4, 1, {"width": 1}, components=3, correlated=correlated))
+    torch.nn.init.normal_(model.prior.mean)
+    x = torch.rand(2, 1, 28, 28, generator=seeded()).round()
+    with torch.no_grad():
+        expected = vnca.iwae(model, x, 3, generator=seeded())
+        found = vnca.iwae(model.to(dtype), x, 3, generator=seeded())
+        assert vnca.elbo(model, x, seeded()).dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+    completions = vnca.inpaint(model, x, center_square(2), 2, seeded(), iterations=1)
+    assert completions.isfinite().all() and completions.dtype == x.dtype
 
 
 def test_draws_follow_from_the_generator_and_there_may_be_none(prior):

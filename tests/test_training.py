@@ -1,5 +1,7 @@
 """Runs: what they leave behind, how they stop and resume, and what they refuse."""
 
+import errno
+import io
 import json
 import math
 import os
@@ -23,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import vnca
 from vnca import __main__ as command_line
-from vnca import checkpoints, hardware, objectives, plotting, pretrained, training
+from vnca import checkpoints, files, hardware, objectives, plotting, pretrained, training
 from vnca.__main__ import main
 from vnca.packing import PackedImages
 from vnca.presets import PRESETS, Preset, TrainConfig
@@ -88,7 +90,7 @@ def stop_after(monkeypatch, updates):
 def test_a_run_leaves_its_files_and_evaluate_and_sample_work_on_them(tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["train", "--preset", "quick", "--out", str(out)]) == 0
-    assert {path.name for path in out.iterdir()} == {
+    assert {path.name for path in out.iterdir()} - {training.LOCK} == {
         "checkpoint.safetensors",
         "config.json",
         "metrics.jsonl",
@@ -254,7 +256,7 @@ def test_resume_repeats_no_line_of_the_metrics(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_a_real_run_leaves_a_loadable_checkpoint(tmp_path, number):
+def test_a_signal_to_a_real_run_leaves_a_loadable_checkpoint(tmp_path, number, capsys):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "vnca", "train", "--preset", "quick", "--updates", "100000", "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -262,6 +264,8 @@ def test_a_signal_to_a_real_run_leaves_a_loadable_checkpoint(tmp_path, number):
     while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").stat().st_size:
         assert time.monotonic() < deadline and process.poll() is None, "the run did not start"
         time.sleep(0.1)
+    assert main(["train", "--resume", "--out", str(out)]) == 2
+    assert "another run is writing" in one_line_error(capsys)
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
@@ -377,6 +381,55 @@ def test_a_resumed_run_needs_no_more_the_weights_it_started_from(tmp_path, monke
     assert json.loads((second / "config.json").read_text())["run"]["before"] == before and len(before) == 1
 
 
+@pytest.mark.skipif(files.fcntl is None, reason="this system has no locks for it")
+def test_a_folder_in_which_a_run_is_writing_is_left_alone(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", "--out", str(out)]) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    for option in ("--resume", "--overwrite"):
+        capsys.readouterr()
+        with files.locked(out / training.LOCK):
+            assert main(["train", "--out", str(out), option]) == 2
+        assert f"another run is writing in {out}" in one_line_error(capsys)
+        assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    new = tmp_path / "new"
+    new.mkdir()
+    with files.locked(new / training.LOCK):
+        assert main(["train", "--out", str(new)]) == 2
+        assert "another run is writing" in one_line_error(capsys), "two that began in an empty folder"
+    assert main(["train", "--out", str(out), "--overwrite"]) == 0
+
+
+def test_a_run_that_came_and_went_meanwhile_stays(tmp_path, monkeypatch, capsys):
+    load = training.data.load
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(training.data, "load", load)
+        training.train(TINY, tmp_path)
+        return load(*arguments)
+
+    monkeypatch.setattr(training.data, "load", meanwhile)
+    assert main(["train", "--out", str(tmp_path), "--seed", "1"]) == 2
+    assert "already has files" in capsys.readouterr().err
+    assert training.saved_config(tmp_path).seed == 0
+
+
+def test_a_folder_with_nothing_but_a_lock_is_empty(tmp_path):
+    (tmp_path / training.LOCK).touch()
+    training.train(TINY, tmp_path)
+
+
+def test_on_a_disk_without_locks_there_is_none(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if files.fcntl is not None:
+        monkeypatch.setattr(files.fcntl, "flock", flock)
+    training.train(TINY, tmp_path)
+    monkeypatch.setattr(files, "fcntl", None)
+    training.train(TINY, tmp_path, overwrite=True)
+
+
 def test_the_record_names_each_machine_that_trained(tmp_path, monkeypatch):
     def record(machine, updates=None):
         with monkeypatch.context() as patch:
@@ -430,7 +483,24 @@ def test_init_from_takes_weights_alone(tmp_path, capsys):
     assert before == {"init_from": str(first), **theirs["run"], "training": theirs["training"]}
     capsys.readouterr()
     assert main(["train", "--out", str(tmp_path / "x"), "--init-from", "doubling-mnist-small"]) == 2
-    assert "are of another model: ModelConfig(decoder='doubling', latent_size=64" in one_line_error(capsys)
+    error = one_line_error(capsys)
+    assert "are of another model: latent_size is 64 there, 4 now; encoder_width is 8 there, 2 now; " in error
+    assert "components" not in error, "which do not differ"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"colour": 1}}, "unexpected keyword argument 'colour'"),
+        ({"run": 5}, "its entry 'run' is 5, no object"),
+    ],
+)
+def test_damaged_weights_to_start_from_are_named(tmp_path, capsys, change, message):
+    pretrained.save(build(TINY.model), TINY.model, tmp_path / "first")
+    config = pretrained.read_config(tmp_path / "first")
+    (tmp_path / "first" / "config.json").write_text(json.dumps(config | change))
+    assert main(["train", "--out", str(tmp_path / "x"), "--init-from", str(tmp_path / "first")]) == 2
+    assert message in (error := one_line_error(capsys)) and str(tmp_path / "first") in error
 
 
 MIXTURE_OF_3 = replace(TINY, model=replace(TINY.model, components=3), kl_warmup=0, samples=2)
@@ -465,7 +535,7 @@ def test_weights_without_a_learned_prior_can_get_one_and_keep_it(tmp_path, capsy
     assert run_of(aslant).objective.model.prior.mean.shape == (3, 2), "and one of another kind"
     kept = {key: value for key, value in start.state_dict().items() if not key.startswith("prior.")}
     assert same(kept, {key: theirs[key] for key in kept})
-    with pytest.raises(ValueError, match=r"are of another model: .*components=3, .* not .*components=0, "):
+    with pytest.raises(ValueError, match="are of another model: components is 3 there, 0 now$"):
         run_of(replace(TINY, init_from=str(mixture)))
 
 
@@ -588,6 +658,15 @@ def test_what_is_for_cells_is_refused_for_other_decoders(option, tmp_path, capsy
     assert f"{option} is for decoders made of cells" in one_line_error(capsys)
 
 
+def test_a_batch_of_more_images_than_there_are_is_told(tmp_path, capsys, monkeypatch):
+    images = torch.utils.data.TensorDataset(torch.ones(3, 1, 28, 28), torch.zeros(3))
+    monkeypatch.setattr(training.data, "load", lambda *_: images)
+    training.train(replace(TINY, updates=1), tmp_path / "larger")
+    assert "4 images a batch are more than there are: 3 are taken" in capsys.readouterr().out
+    training.train(replace(TINY, updates=1, batch_size=3), tmp_path / "whole")
+    assert "more than there are" not in capsys.readouterr().out
+
+
 def test_the_seed_decides_over_images_and_noise():
     runs = [run_of(replace(TINY, seed=seed)) for seed in (0, 0, 1)]
     batches = [run.batch() for run in runs]
@@ -679,6 +758,18 @@ def test_bad_arguments_are_one_line_and_exit_code_2(arguments, message, capsys, 
     assert not list(tmp_path.iterdir()), "nothing was written"
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_without_some_characters_gets_the_others(encoding, monkeypatch):
+    monkeypatch.setattr(command_line, "PRESETS", PRESETS)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True))
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert main(["sample", "--weights", "−", "--out", "x.png"]) == 2
+    assert b", ?84.5 nats)" in sys.stdout.buffer.getvalue()
+    assert b"no weights named '?'" in sys.stderr.buffer.getvalue()
+
+
 def test_a_folder_with_files_is_not_overwritten_without_being_told(tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["train", "--out", str(out)]) == 0
@@ -740,6 +831,26 @@ def test_a_damaged_checkpoint_is_named(tmp_path, capsys):
     assert str(path) in one_line_error(capsys)
 
 
+@pytest.mark.parametrize("gone", [(checkpoints.NAME,), ("config.json",), (checkpoints.NAME, "config.json")])
+def test_advice_on_what_cannot_be_resumed_leads_to_a_run(tmp_path, capsys, gone):
+    out = tmp_path / "run"
+    assert main(["train", "--out", str(out)]) == 0
+    for name in gone:
+        (out / name).unlink()
+    capsys.readouterr()
+    assert main(["train", "--out", str(out), "--resume"]) == 2
+    assert "start again with --overwrite" in one_line_error(capsys)
+    assert main(["train", "--out", str(out)]) == 2
+    assert ("--resume" in one_line_error(capsys)) == (checkpoints.NAME not in gone)
+    assert main(["train", "--out", str(out), "--overwrite"]) == 0
+
+
+def test_a_folder_of_other_things_is_not_said_to_be_overwritable(tmp_path, capsys):
+    (tmp_path / "thesis.pdf").touch()
+    assert main(["train", "--out", str(tmp_path)]) == 2
+    assert "holds thesis.pdf, and no run that could be overwritten; give another folder" in one_line_error(capsys)
+
+
 def rewritten(path, progress=..., drop=(), cut=()):
     """Write a checkpoint again, with other progress, without some tensors, and with others cut to one number."""
     with safe_open(path, framework="pt") as file:
@@ -775,6 +886,12 @@ def test_a_checkpoint_with_something_wrong_in_it_is_not_gone_on_from(tmp_path, c
     assert main(["train", "--out", str(out), "--resume"]) == 2
     error = one_line_error(capsys)
     assert checkpoints.NAME in error and "start again with --overwrite" in error
+
+
+def test_a_checkpoint_without_metadata_is_called_so(tmp_path):
+    save_file({"weight": torch.zeros(2)}, tmp_path / checkpoints.NAME)
+    with pytest.raises(ValueError, match=r"cannot be read \(it has no progress of a run, but None\)"):
+        checkpoints.restore(tmp_path, {}, None)
 
 
 @pytest.mark.parametrize("run", [None, [], {}])

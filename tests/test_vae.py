@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -159,6 +160,13 @@ def test_iwae_does_not_depend_on_its_chunks(chunk_size):
     torch.testing.assert_close(parts, whole)
 
 
+def test_numbers_of_numpy_are_whole_numbers():
+    model, x, three = small_model(), torch.rand(2, 1, 28, 28).round(), np.int64(3)
+    with torch.no_grad():
+        assert vnca.iwae(model, x, three, three).shape == (2,) and model.sample(three).shape == (3, 1, 28, 28)
+        assert vnca.inpaint(model, x, torch.ones_like(x).bool(), three, iterations=three).shape == (3, 2, 1, 28, 28)
+
+
 @pytest.mark.parametrize("chunk_size", [1, 5, 16])
 def test_iwae_never_decodes_more_than_a_chunk(chunk_size):
     model, x, sizes, encoded = small_model(), torch.rand(7, 1, 28, 28).round(), [], []
@@ -182,17 +190,36 @@ def test_the_iwae_bound_can_be_trained_on():
         torch.testing.assert_close(other, gradients[0], rtol=1e-3, atol=1e-3)
 
 
-def test_iwae_keeps_no_decoding_for_the_backward_pass():
-    model, x, sizes = small_model(), torch.rand(2, 1, 28, 28).round(), []
+def bound_and_kept(*arguments):
+    """The importance-weighted bound with seeded noise, and how many numbers are kept for its backward pass."""
+    sizes = []
 
     def remember(tensor):
         sizes.append(tensor.numel())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        vnca.iwae(model, x, 64, chunk_size=4)
+        bound = vnca.iwae(*arguments, torch.Generator().manual_seed(0))
+    return bound, sum(sizes)
+
+
+def test_iwae_keeps_no_decoding_for_the_backward_pass():
+    _, kept = bound_and_kept(small_model(), torch.rand(2, 1, 28, 28).round(), 64, 4)
     grown = 4 * 4 * 32 * 32  # the last grid of one chunk: 4 latents with 4 channels
-    assert sum(sizes) < 64 * 2 / 4 * grown / 4, "far less than a grid for each chunk"
+    assert kept < 64 * 2 / 4 * grown / 4, "far less than a grid for each chunk"
+
+
+@pytest.mark.parametrize("correlated", [0, 3])
+def test_iwae_keeps_no_distances_from_components_for_the_backward_pass(correlated):
+    torch.manual_seed(0)
+    model = vnca.build(vnca.ModelConfig("conv", 4, 1, {"width": 1}, components=1000, correlated=correlated))
+    nn.init.normal_(model.prior.mean)
+    x, results = torch.rand(8, 1, 28, 28).round(), []
+    for chunk_size in (4, 2000):
+        bound, kept = bound_and_kept(model, x, 32, chunk_size)
+        assert kept < 32 * 8 * 1000 / 4, "far less than a number for each latent and component"
+        results.append([bound, *torch.autograd.grad(bound.mean(), [*model.parameters()])])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
 
 
 def test_images_and_latents_of_another_type_are_taken():
@@ -250,10 +277,23 @@ def test_the_papers_encoder_has_the_papers_channels():
         (lambda m: m.encode(torch.zeros(1, 28, 28)), r"\(B, 1, 28, 28\), not \(1, 28, 28\)"),
         (lambda m: vnca.elbo(m, torch.zeros(1, 1, 32, 32)), r"not \(1, 1, 32, 32\)"),
         (lambda m: vnca.elbo(m, 255 * torch.ones(1, 1, 28, 28)), "from 255 to 255: divide"),
+        (lambda m: vnca.elbo(m, torch.full((1, 1, 28, 28), math.inf)), "go from inf to inf$"),
         (lambda m: vnca.iwae(m, torch.full((1, 1, 28, 28), math.nan)), r"\[0, 1\]"),
         (lambda m: vnca.iwae(m, torch.zeros(1, 1, 28, 28), 0), "at least 1, not 0 and 64"),
         (lambda m: vnca.iwae(m, torch.zeros(1, 1, 28, 28), 2, 0), "at least 1, not 2 and 0"),
         (lambda m: m.sample(-1), "at least 0, not -1"),
+        (lambda m: m.sample(4.0), r"n is a whole number \(an int\), not 4.0"),
+        (lambda m: m.sample(4, 0), "is a torch.Generator, not 0: torch.Generator"),
+        (lambda m: vnca.elbo(m, torch.zeros(1, 1, 28, 28), 0), "is a torch.Generator, not 0"),
+        (lambda m: vnca.iwae(m, torch.zeros(1, 1, 28, 28), 2.0), "num_samples is a whole number .*, not 2.0"),
+        (lambda m: vnca.iwae(m, torch.zeros(1, 1, 28, 28), 2, 2.0), "chunk_size is a whole number .*, not 2.0"),
+        (lambda m: m.encode(np.zeros((1, 1, 28, 28))), "images are a torch.Tensor, not a ndarray: torch.as_tensor"),
+        (lambda m: m.decode(np.zeros((1, 4))), "latents are a torch.Tensor, not a ndarray: torch.as_tensor"),
+        (lambda m: vnca.DoublingDecoder(8.0), "channels is a whole number .*, not 8.0"),
+        (lambda m: vnca.RegrowingDecoder(8, 4.0), "hidden is a whole number .*, not 4.0"),
+        (lambda m: vnca.RegrowingDecoder(8, 4.0, latent_size=4), "hidden is a whole number .*, not 4.0"),
+        (lambda m: vnca.ConvDecoder(8, 2.0), "width is a whole number .*, not 2.0"),
+        (lambda m: vnca.Encoder("8"), "latent_size is a whole number .*, not '8'"),
         (lambda m: vnca.VAE(vnca.Encoder(3, 2), vnca.ConvDecoder(4, 2)), "size 3.*size 4"),
         (lambda m: vnca.build(vnca.ModelConfig("tripling")), "'tripling'; there are conv, doubling"),
         (lambda m: vnca.build(vnca.ModelConfig("conv", 4, 2, {"steps": 3})), "does not take .*steps"),

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
-from vnca import data, evaluation, export, pretrained, training
+from vnca import data, evaluation, export, files, pretrained, training
 from vnca.decoders import IMAGE_SIZE
 from vnca.inpainting import inpaint
 from vnca.pictures import read_png, save_png
@@ -22,6 +22,9 @@ MOST_IMAGES = 10_000  # in one picture
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a console that has no "±" or "−" shows "?" instead
+            stream.reconfigure(errors="replace")
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
@@ -61,8 +64,10 @@ def _require_writable(path: Path, *weights: str) -> None:
     """Refuse, before the work begins, a file that could not be written after it, or that belongs to the weights."""
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"--out {path} is a folder or lies in one that does not exist; give a file's name")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"--out {path} is a device or a pipe, which cannot be replaced; give a file's name")
     folders = [pretrained.find(each).resolve() for each in weights]
-    if path.resolve().parent in folders and path.name in training.FILES:
+    if files.resolved(path).parent in folders and path.name in training.FILES:
         raise ValueError(f"--out {path} would replace a file of the weights; give another name")
 
 
@@ -127,7 +132,7 @@ def _sample(options: argparse.Namespace) -> None:
 
 def _inpaint(options: argparse.Namespace) -> None:
     generator = _generator(options)
-    if options.out.resolve() in (options.image.resolve(), options.mask.resolve()):
+    if files.resolved(options.out) in (files.resolved(options.image), files.resolved(options.mask)):
         raise ValueError(f"--out {options.out} would replace a file that is read; give another name")
     x, observed = _image_and_mask(options)
     completions = inpaint(pretrained.load(options.weights), x[None], observed[None], options.n, generator)
@@ -138,7 +143,13 @@ def _inpaint(options: argparse.Namespace) -> None:
 
 def _image_and_mask(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
     """The image `(1, 28, 28)` and the mask of its observed pixels, bool, of the same shape."""
-    x, white = read_png(options.image), read_png(options.mask) >= 0.5
+    x, mask = read_png(options.image), read_png(options.mask)
+    if 0 < mask.max() < 0.5:
+        raise ValueError(
+            f"{options.mask} has no white pixel, and so would hide the whole image: its largest value is "
+            f"{255 * mask.max():.0f} of 255. Of zeros and ones save mask * 255"
+        )
+    white = mask >= 0.5
     for path, picture in ((options.image, x), (options.mask, white)):
         height, width = picture.shape[1:]
         if (height, width) != (IMAGE_SIZE, IMAGE_SIZE) and not options.resize:
@@ -210,7 +221,12 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--out", type=Path, help="write the result to this JSON file; an evaluation that was cut goes on from beside it"
     )
-    command.add_argument("--overwrite", action="store_true", help="start anew, whatever is kept beside --out")
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start anew, whatever is kept beside --out; replace --out, whatever it is (else only a result of the same "
+        "weights, images, samples, seed and precision is replaced)",
+    )
     command.set_defaults(run=_evaluate)
 
 

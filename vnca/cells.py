@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vnca.checks import whole
+
 
 def require_state(state: Tensor) -> None:
     """Raise `ValueError` unless `state` is a tensor of the shape `(B, C, H, W)`."""
@@ -66,11 +68,12 @@ class Update(nn.Module):
         residual_blocks: how many residual blocks.
 
     Raises:
-        ValueError: if `channels` or `hidden` is below 1, or `residual_blocks` is negative.
+        ValueError: if `channels` or `hidden` is below 1, `residual_blocks` is negative, or one is no whole number.
     """
 
     def __init__(self, channels: int, hidden: int, residual_blocks: int = 4):
         super().__init__()
+        channels, hidden, residual_blocks = whole(channels=channels, hidden=hidden, residual_blocks=residual_blocks)
         if channels < 1 or hidden < 1 or residual_blocks < 0:
             raise ValueError(
                 "an update needs channels >= 1, hidden >= 1 and residual_blocks >= 0, "
@@ -100,11 +103,12 @@ class SimpleUpdate(nn.Module):
         hidden: channels inside the update.
 
     Raises:
-        ValueError: if `channels` or `hidden` is below 1.
+        ValueError: if `channels` or `hidden` is below 1 or no whole number.
     """
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
+        channels, hidden = whole(channels=channels, hidden=hidden)
         if channels < 1 or hidden < 1:
             raise ValueError(f"an update needs channels >= 1 and hidden >= 1, not {channels} and {hidden}")
         change = nn.Conv2d(hidden, channels, 1, bias=False)
@@ -130,11 +134,13 @@ class MaturingUpdate(nn.Module):
         genome: how many channels, the last ones, are the genome.
 
     Raises:
-        ValueError: if `hidden` or `genome` is below 1, or if genome, age and pixel do not fit into the channels.
+        ValueError: if `hidden` or `genome` is below 1, an argument is no whole number, or genome, age and pixel do not
+            fit into the channels.
     """
 
     def __init__(self, channels: int, hidden: int, genome: int):
         super().__init__()
+        channels, hidden, genome = whole(channels=channels, hidden=hidden, genome=genome)
         if hidden < 1 or genome < 1:
             raise ValueError(f"a maturing update needs hidden >= 1 and genome >= 1, not {hidden} and {genome}")
         if genome + 2 > channels:

@@ -29,11 +29,11 @@ def restore(folder: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Op
     """
     path = folder / NAME
     if not path.is_file():
-        raise ValueError(f"there is no checkpoint in {folder} to resume from; start without --resume")
+        raise ValueError(f"there is no checkpoint in {folder} to resume from; start again with --overwrite")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-            progress = json.loads(file.metadata()["progress"])
+            progress = json.loads((file.metadata() or {}).get("progress", "null"))
         _require_progress(progress)
         for name, part in parts.items():
             part.load_state_dict(_below(tensors, f"{name}."))
@@ -52,6 +52,8 @@ def restore(folder: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Op
 
 def _require_progress(progress: dict) -> None:
     """Raise `ValueError` or `TypeError` unless these are counts of updates and skipped ones, and seconds."""
+    if not isinstance(progress, dict):
+        raise ValueError(f"it has no progress of a run, but {progress}")
     counts = [progress["update"], progress["skipped"]]
     if not all(isinstance(count, int) and count >= 0 for count in counts) or not 0 <= progress["seconds"] < math.inf:
         raise ValueError(f"its progress is {progress}")

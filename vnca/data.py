@@ -184,24 +184,35 @@ def _require(kind: str, value: str, valid: Sequence[str]) -> None:
 
 
 def _load(name: str, split: str, root: str | Path | None) -> ImageDataset:
-    places = _places(root)
-    if name == "digits":
+    if name == "digits":  # which need no folder, and so no home either
         images, labels = _digits(split)
     elif name == "binarized-mnist":
-        images, labels = _binarized_mnist(split, places)
+        images, labels = _binarized_mnist(split, _places(root))
     else:
-        images, labels = _torchvision(name, split, places)
+        images, labels = _torchvision(name, split, _places(root))
     return ImageDataset(name, split, images, labels)
 
 
 def _places(root: str | Path | None) -> list[Path]:
     """The folders to look in, the first first."""
     first = root or os.environ.get("VNCA_DATA")
-    return ([Path(first).expanduser()] if first else []) + [_cache_folder()]
+    try:
+        named = [Path(first).expanduser()] if first else []
+    except RuntimeError:
+        raise DataError(
+            f"the folder of the data is {str(first)!r}, and there is no such user",
+            "Let VNCA_DATA, or root, name another folder.",
+        ) from None
+    return [*named, _cache_folder()]
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vnca"
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "vnca"
+    try:
+        return Path.home() / ".cache" / "vnca"
+    except RuntimeError:
+        raise DataError("there is no home folder for the cache", "Point XDG_CACHE_HOME at a folder.") from None
 
 
 # ---------------------------------------------------------------------------------------------- digits

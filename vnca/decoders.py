@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vnca import cells, hardware
+from vnca.checks import whole
 
 IMAGE_SIZE = 28
 BORDER = 2
@@ -58,11 +59,12 @@ class ConvDecoder(nn.Module):
         width: channels at 32 × 32; each of the four layers before it has twice as many as the one after it.
 
     Raises:
-        ValueError: if an argument is below 1.
+        ValueError: if an argument is no whole number or below 1.
     """
 
     def __init__(self, latent_size: int = 256, width: int = 32):
         super().__init__()
+        latent_size, width = whole(latent_size=latent_size, width=width)
         if latent_size < 1 or width < 1:
             raise ValueError(f"ConvDecoder needs latent_size and width >= 1, not {latent_size} and {width}")
         self.latent_size = latent_size

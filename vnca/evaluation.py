@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from vnca import data, files, hardware, pretrained
+from vnca.checks import differences
 from vnca.seeds import seed_of
 from vnca.vae import VAE, ModelConfig, bernoulli_log_likelihood, encode_in_chunks, require_pixels
 
@@ -160,18 +161,15 @@ class Kept:
         try:
             with safe_open(self.path, framework="pt") as file:
                 values = _checked(file.get_tensor("values"))
+                if file.metadata() is None:
+                    raise ValueError("it does not say of which evaluation it is")
                 saved = json.loads(file.metadata()["evaluation"])
                 theirs, seconds = dict(saved["identity"]), float(saved["seconds"])
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path} cannot be read ({error}); start anew with --overwrite") from None
-        differences = [
-            f"{key} is {theirs.get(key)!r} there, {self.identity.get(key)!r} now"
-            for key in {**theirs, **self.identity}
-            if theirs.get(key) != self.identity.get(key)
-        ]
-        if differences:
+        if found := differences(theirs, self.identity):
             raise ValueError(
-                f"{self.path} is of another evaluation: {'; '.join(differences)}. Repeat that one to go on with it, "
+                f"{self.path} is of another evaluation: {'; '.join(found)}. Repeat that one to go on with it, "
                 "or add --overwrite to start anew"
             )
         return values, seconds
@@ -409,7 +407,8 @@ def evaluate(
         out: a JSON file for the result. What is done is kept beside it until then, in a file of the same name with
             `.part.safetensors` added, and an evaluation that was cut goes on from there when it is called again.
             What is done of `against` is kept in a second one, `.against.part.safetensors`.
-        overwrite: start anew, whatever is kept.
+        overwrite: start anew, whatever is kept, and replace whatever `out` is. Without it only a result of the same
+            weights, images, samples, seed and precision is replaced.
         progress: called with the number of samples done and of all samples.
 
     Returns:
@@ -420,7 +419,8 @@ def evaluate(
 
     Raises:
         ValueError: if there are no such weights, a number is out of range, `against` was trained on other data, what
-            is kept beside `out` is of another evaluation, or the machine has no bfloat16.
+            is kept beside `out` is of another evaluation, `out` is another result or no result, or the machine has no
+            bfloat16.
         vnca.data.DataError: if the data cannot be had.
         OSError: if `out` cannot be written.
     """
@@ -449,6 +449,8 @@ def evaluate(
     settings = [pretrained.read_config(folder)["model"] for folder in folders]
     weights_of = [digest(model.state_dict().values()) for model in models]
     identities = [{"weights": w, "model": s} | common for w, s in zip(weights_of, settings, strict=True)]
+    if out is not None and not overwrite:
+        _require_replaceable(Path(out), identities[0], None if against is None else folders[1].resolve().name)
     kept = [] if out is None else _kept_beside(out, identities, overwrite)
     found, decoded = [], {} if against is not None and _differ_in_prior_alone(folders, models) else None
     for number, model in enumerate(models):
@@ -475,6 +477,25 @@ def evaluate(
     return result
 
 
+def _require_replaceable(out: Path, identity: dict, against: str | None) -> None:
+    """Raise `ValueError` if `out` is a file, and not the result of the same evaluation, which may be made anew."""
+    if not out.is_file():
+        return
+    try:
+        result = json.loads(out.read_text(encoding="utf-8"))
+        theirs = {**result["evaluation"], **result, "model": result["config"]["model"]}
+        # What was compared is not to be lost; a comparison may be added.
+        compared = {"against": result["against"]["name"]} if "against" in result else {}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{out} is no result of an evaluation: give another name, or add --overwrite") from None
+    names = ("weights", "model", "data", "images", "num_samples", "seed", "precision")
+    there, now = ({name: settings.get(name) for name in names} for settings in (theirs, identity))
+    if found := differences(there | compared, now | ({"against": against} if compared else {})):
+        raise ValueError(
+            f"{out} is the result of another evaluation: {'; '.join(found)}. Give another name, or add --overwrite"
+        )
+
+
 def _kept_beside(out: str | os.PathLike, identities: list[dict], overwrite: bool) -> list[Kept]:
     """Where the evaluations of a model and of another one are kept; both, also where there is one model only.
 
@@ -494,7 +515,7 @@ def _kept_beside(out: str | os.PathLike, identities: list[dict], overwrite: bool
 
 def _differ_in_prior_alone(folders: Sequence[Path], models: Sequence[VAE]) -> bool:
     """Whether models have the same encoder and decoder: settings and weights."""
-    configs = [ModelConfig(**pretrained.read_config(folder)["model"]) for folder in folders]
+    configs = [pretrained.read_model_config(folder) for folder in folders]
     settings = [replace(config, components=0, correlated=0) for config in configs]
     return all(each == settings[0] for each in settings) and len({body(model) for model in models}) == 1
 

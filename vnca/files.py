@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside and renamed."""
+"""Files that are whole or not there: written beside and renamed. And a lock, for a folder that one process writes."""
 
 import json
 import os
@@ -9,6 +9,19 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
+try:
+    import fcntl
+except ImportError:  # Windows has other locks, which are not used here
+    fcntl = None
+
+
+def resolved(path: str | os.PathLike) -> Path:
+    """What a path leads to, through all symbolic links; raises `OSError` where they lead in a circle."""
+    end = Path(os.path.realpath(path))  # `Path.resolve` has no one error for circles in all versions of Python
+    if end.is_symlink():
+        raise OSError(f"{path} is a symbolic link that leads to itself; give the name of a file")
+    return end
+
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
@@ -17,9 +30,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     Where `path` is a symbolic link, what it points to is replaced. A file that is replaced keeps its permissions.
 
     Raises:
-        OSError: if the folder does not exist or cannot be written, or `path` is a folder, a device or a pipe.
+        OSError: if the folder does not exist or cannot be written, or `path` is a folder, a device, a pipe or a circle
+            of links.
     """
-    path = Path(path).resolve()
+    path = resolved(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the name of a file")
     permissions = path.stat().st_mode & 0o777 if path.exists() else None
@@ -31,8 +45,36 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         if permissions is not None:
             beside.chmod(permissions)
         os.replace(beside, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk, which Python reports without a name
+            error.filename = str(path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: str | os.PathLike) -> Iterator[None]:
+    """Hold a lock on a small file, which is made if it is not there, and stays.
+
+    The system releases the lock when the process ends, however it ends. On Windows, and on shared disks that have no
+    locks, nothing is locked.
+
+    Raises:
+        BlockingIOError: if another process, or another block of this one, holds the lock.
+        OSError: if the file cannot be written.
+    """
+    if fcntl is None:
+        yield
+        return
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # this disk has no locks
+            pass
+        yield
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -19,6 +19,7 @@ import math
 import torch
 from torch import Tensor
 
+from vnca.checks import whole
 from vnca.posterior import (
     PIXELS,
     Mixture,
@@ -74,10 +75,10 @@ def inpaint(
 
     Raises:
         ValueError: if the images have another shape, NaN or pixels outside [0, 1]; if the mask has another shape or is
-            not bool; if `num_samples` is below 1 or `iterations` negative.
+            not bool; if `num_samples` is below 1 or `iterations` negative, or one of them is no whole number.
     """
     require_task(x, observed)
-    _require_numbers(num_samples, iterations)
+    num_samples, iterations = _numbers(num_samples, iterations)
     x = _floating(x)
     count = observed.flatten(1).sum(dim=1)  # (B,)
     completions = x.expand(num_samples, *x.shape).clone()  # (S, B, 1, 28, 28), right where all is observed
@@ -127,7 +128,7 @@ class QuickInpainter:
         self, x: Tensor, observed: Tensor, num_samples: int, generator: torch.Generator | None = None
     ) -> Tensor:
         """Completions `(num_samples, B, 1, 28, 28)`, as those of `inpaint`; raises `ValueError` as it does."""
-        _require_numbers(num_samples, 0)
+        num_samples, _ = _numbers(num_samples, 0)
         require_task(x, observed)
         x = _floating(x)
         task, candidates = Task.of(self.model, x, observed), self.CANDIDATES * num_samples
@@ -146,9 +147,12 @@ def _floating(x: Tensor) -> Tensor:
     return x if x.is_floating_point() else x.float()
 
 
-def _require_numbers(num_samples: int, iterations: int) -> None:
+def _numbers(num_samples: int, iterations: int) -> list[int]:
+    """Both, as `int`; raises `ValueError` if one is no whole number or too small."""
+    num_samples, iterations = whole(num_samples=num_samples, iterations=iterations)
     if num_samples < 1 or iterations < 0:
         raise ValueError(f"num_samples is at least 1 and iterations at least 0, not {num_samples} and {iterations}")
+    return [num_samples, iterations]
 
 
 def chains_of(

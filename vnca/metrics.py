@@ -36,7 +36,7 @@ class Metrics:
     """Writes the records of one run. Where several processes train together, one of them has it.
 
     Records of updates after `update`, which a killed run wrote after its last checkpoint, are dropped; so is a line
-    that the kill tore. The resumed run makes them again.
+    that the kill tore. The resumed run makes them again; the means of its first record begin at the checkpoint.
 
     Args:
         folder: the run's folder, which exists.

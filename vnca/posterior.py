@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from vnca.checks import require_tensor
 from vnca.decoders import IMAGE_SIZE
 from vnca.priors import gaussian_kl, standard_normal
 from vnca.vae import CHUNK_SIZE, VAE, at_least_float32, encode_in_chunks, require_pixels
@@ -36,8 +37,10 @@ DIFFERENCE = 2.0  # of latents, in deviations of the encoder's posterior: such s
 
 def require_task(x: Tensor, observed: Tensor) -> None:
     """Raise `ValueError` unless `x` and `observed` are images and their mask, as `inpaint` takes them."""
+    require_tensor("images are", x)
     if x.ndim != 4 or x.shape[1:] != (1, IMAGE_SIZE, IMAGE_SIZE):
         raise ValueError(f"images have the shape (B, 1, {IMAGE_SIZE}, {IMAGE_SIZE}), not {tuple(x.shape)}")
+    require_tensor("the mask is", observed)
     if observed.dtype != torch.bool:
         raise ValueError(f"the mask is bool, True where a pixel is observed, not {observed.dtype}; compare: mask > 0")
     if observed.shape != x.shape:

@@ -1,8 +1,9 @@
 """What a training run is: its configuration, and the configurations with a name."""
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
+from vnca.checks import differences
 from vnca.vae import ModelConfig
 
 
@@ -115,11 +116,7 @@ class TrainConfig:
 
     def differences(self, other: "TrainConfig") -> list[str]:
         """In words, where another configuration differs from this one."""
-        return [
-            f"{field.name} is {getattr(other, field.name)!r} there, {getattr(self, field.name)!r} now"
-            for field in fields(self)
-            if getattr(other, field.name) != getattr(self, field.name)
-        ]
+        return differences(vars(other), vars(self))
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,20 @@ FIT_RATE = 1e-2  # Adam's, at its peak
 
 
 def standard_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise on the device and in the type of `like`, drawn where the generator lives."""
+    """Standard normal noise on the device and in the type of `like`, drawn where the generator lives.
+
+    Raises:
+        ValueError: if `generator` is neither a generator nor None.
+    """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"the generator is a torch.Generator, not {generator!r}: torch.Generator().manual_seed(0)")
     device = like.device if generator is None else generator.device
     return torch.randn(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
+
+
+def at_least_float32(t: Tensor) -> Tensor:
+    """The tensor in float32, or as it is where it is already wider."""
+    return t if t.dtype == torch.float64 else t.float()
 
 
 def gaussian_kl(mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -49,7 +60,10 @@ class StandardNormal(nn.Module):
 
 
 class _Mixture(nn.Module):
-    """What mixtures have in common. `log_share` `(C,)` holds the logarithms of their shares, up to a constant."""
+    """What mixtures have in common. `log_share` `(C,)` holds the logarithms of their shares, up to a constant.
+
+    Whatever type the weights have, densities and draws are computed in float32 at least.
+    """
 
     def divergence(self, posterior: Normal, z: Tensor) -> Tensor:
         """KL divergence of posteriors `(B, D)` from the prior, estimated from one latent of each: `(B,)` nats.
@@ -64,7 +78,8 @@ class _Mixture(nn.Module):
 
     def _choose(self, noise: Tensor, generator: torch.Generator | None) -> Tensor:
         """The component of each latent that will be made of noise `(n, D)`: `(n,)`."""
-        shares = self.log_share.softmax(dim=0).to(generator.device if generator is not None else noise.device)
+        device = noise.device if generator is None else generator.device
+        shares = at_least_float32(self.log_share).softmax(dim=0).to(device)
         return torch.multinomial(shares, len(noise), replacement=True, generator=generator).to(noise.device)
 
     @torch.enable_grad()
@@ -111,16 +126,17 @@ class MixturePrior(_Mixture):
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of latents: `(..., D)` -> `(...)` nats."""
         with torch.autocast(z.device.type, enabled=False):
-            precision = (-2 * self.log_scale).exp()  # (C, D)
+            z, mean, log_scale, log_share = map(at_least_float32, (z, self.mean, self.log_scale, self.log_share))
+            precision = (-2 * log_scale).exp()  # (C, D)
             # (z - m)² p, multiplied out: matrix products instead of all differences, which would be (..., C, D).
-            squares = z.square() @ precision.T - 2 * z @ (self.mean * precision).T  # (..., C)
-            squares = squares + (self.mean.square() * precision).sum(dim=1)
-            log_norm = self.log_scale.sum(dim=1) + 0.5 * math.log(2 * math.pi) * z.shape[-1]  # (C,)
-            parts = self.log_share.log_softmax(dim=0) - log_norm - 0.5 * squares  # (..., C)
+            squares = z.square() @ precision.T - 2 * z @ (mean * precision).T  # (..., C)
+            squares = squares + (mean.square() * precision).sum(dim=1)
+            log_norm = log_scale.sum(dim=1) + 0.5 * math.log(2 * math.pi) * z.shape[-1]  # (C,)
+            parts = log_share.log_softmax(dim=0) - log_norm - 0.5 * squares  # (..., C)
             return parts.logsumexp(dim=-1)
 
     def draw(self, noise: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Latents `(n, D)` made of standard normal noise `(n, D)`, each moved to a component.
+        """Latents `(n, D)` made of standard normal noise `(n, D)`, each moved to a component; in the noise's type.
 
         Args:
             noise: decides where in its component a latent lies.
@@ -129,7 +145,8 @@ class MixturePrior(_Mixture):
         if not len(noise):
             return noise
         chosen = self._choose(noise, generator)
-        return self.mean[chosen] + self.log_scale[chosen].exp() * noise
+        mean, log_scale = at_least_float32(self.mean), at_least_float32(self.log_scale)
+        return (mean[chosen] + log_scale[chosen].exp() * noise).to(noise.dtype)
 
     def fit(self, mean: Tensor, scale: Tensor, generator: torch.Generator) -> None:
         """Maximize the mean log density of latents of given posteriors: the prior takes the shape of all of them.
@@ -180,15 +197,17 @@ class CorrelatedMixturePrior(_Mixture):
 
     def roots(self) -> Tensor:
         """R of all components: `(C, A, A)`."""
-        components, size = self.mean.shape
-        row, column = torch.tril_indices(size, size, -1, device=self.mean.device)
-        influence = torch.eye(size, dtype=self.mean.dtype, device=self.mean.device).repeat(components, 1, 1)
-        influence[:, row, column] = self.below
-        return (-self.log_scale).exp()[..., None] * influence
+        log_scale, below = at_least_float32(self.log_scale), at_least_float32(self.below)
+        components, size = log_scale.shape
+        row, column = torch.tril_indices(size, size, -1, device=log_scale.device)
+        influence = torch.eye(size, dtype=log_scale.dtype, device=log_scale.device).repeat(components, 1, 1)
+        influence[:, row, column] = below
+        return (-log_scale).exp()[..., None] * influence
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of latents: `(..., D)` -> `(...)` nats."""
         with torch.autocast(z.device.type, enabled=False):
+            z = at_least_float32(z)
             used = z.index_select(-1, self.used)  # (..., A)
             normal = StandardNormal().log_prob
             return self._log_prob_of_used(used) + normal(z) - normal(used)
@@ -196,10 +215,11 @@ class CorrelatedMixturePrior(_Mixture):
     def _log_prob_of_used(self, used: Tensor) -> Tensor:
         """Log density of the numbers that the components are about: `(..., A)` -> `(...)` nats."""
         roots = self.roots()  # (C, A, A)
-        center = (roots @ self.mean[..., None]).squeeze(-1)  # (C, A)
+        mean, log_scale, log_share = map(at_least_float32, (self.mean, self.log_scale, self.log_share))
+        center = (roots @ mean[..., None]).squeeze(-1)  # (C, A)
         noise = (used @ roots.flatten(0, 1).T).unflatten(-1, center.shape) - center  # R (z - m): (..., C, A)
-        log_norm = self.log_scale.sum(dim=1) + 0.5 * math.log(2 * math.pi) * used.shape[-1]  # (C,)
-        parts = self.log_share.log_softmax(dim=0) - log_norm - 0.5 * noise.square().sum(dim=-1)  # (..., C)
+        log_norm = log_scale.sum(dim=1) + 0.5 * math.log(2 * math.pi) * used.shape[-1]  # (C,)
+        parts = log_share.log_softmax(dim=0) - log_norm - 0.5 * noise.square().sum(dim=-1)  # (..., C)
         return parts.logsumexp(dim=-1)
 
     def draw(self, noise: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -207,8 +227,8 @@ class CorrelatedMixturePrior(_Mixture):
         if not len(noise):
             return noise
         chosen = self._choose(noise, generator)
-        roots, used = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (self.roots(), noise[:, self.used]))
-        moved = torch.linalg.solve_triangular(roots[chosen], used[..., None], upper=False).squeeze(-1)  # (n, A)
+        used = at_least_float32(noise[:, self.used])  # (n, A)
+        moved = torch.linalg.solve_triangular(self.roots()[chosen], used[..., None], upper=False).squeeze(-1)  # (n, A)
         z = noise.clone()
         z[:, self.used] = (self.mean[chosen] + moved).to(z.dtype)
         return z

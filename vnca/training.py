@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from accelerate.utils import broadcast
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vnca import checkpoints, data, hardware, pretrained
+from vnca import checkpoints, data, files, hardware, pretrained
+from vnca.checks import differences
 from vnca.decoders import CellDecoder, compile_update
 from vnca.metrics import Metrics
 from vnca.objectives import Terms, objective
@@ -37,6 +38,7 @@ LOG_EVERY = 20  # updates between two records of the metrics
 SAMPLES_SECONDS = 300  # between two grids of samples in TensorBoard, because on a CPU each costs seconds
 SKIPS = 10  # updates in a row that may be skipped before the run ends
 FILES = (checkpoints.NAME, "metrics.jsonl", "model.safetensors", "config.json", "samples.png")  # of a run
+LOCK = ".lock"  # held while a run writes; it says nothing, and stays
 
 
 class TrainingError(RuntimeError):
@@ -76,9 +78,10 @@ def train(
 
     Raises:
         ValueError: if the data, the folder or the processes do not fit: `out` has files and neither `resume` nor
-            `overwrite` is given, or `overwrite` and files that are not those of a run; the checkpoint is damaged or of
-            another configuration; `init_from` or `encoder_from` names no weights or those of another model; lessons
-            are impossible; pixels lie outside [0, 1]; or the batch cannot be shared equally.
+            `overwrite` is given, or `overwrite` and files that are not those of a run, or another run is writing in it;
+            the checkpoint is damaged or of another configuration; `init_from` or `encoder_from` names no weights or
+            those of another model; lessons are impossible; pixels lie outside [0, 1]; or the batch cannot be shared
+            equally.
         vnca.data.DataError: if the data cannot be had.
         OSError: if the folder cannot be written.
         TrainingError: if the gradient is not finite for several updates in a row, or the trained model's images are
@@ -98,21 +101,28 @@ def train(
     images = data.load(config.data, config.split).tensors[0]  # (N, 1, 28, 28)
     require_pixels(images)
     run = _Run(config, out, images, accelerator, recompute, compiled, resume)
-    if resume:
-        run.restore()
+    with _alone_in(out) if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
-            _clear_unfinished(out)
-    elif accelerator.is_main_process:
-        _clear_folder(out)
-    accelerator.wait_for_everyone()
-    accelerator.print(f"{config.data} {config.split}: {len(images):,} images; {run.hardware}")
-    with _signals_wait() as stopped:
-        run.go(stopped, 60 * checkpoint_minutes, on_log)
-    if run.fraction < 1:
-        accelerator.print(f"stopped after update {run.update}; go on with --resume")
-        raise KeyboardInterrupt
-    if accelerator.is_main_process:
-        save_png(run.samples(64), out / "samples.png")
+            _check(config, out, resume, overwrite, checkpoint_minutes)  # again: a run may have come and gone
+        if resume:
+            run.restore()
+            if accelerator.is_main_process:
+                _clear_unfinished(out)
+        elif accelerator.is_main_process:
+            _clear_folder(out)
+        accelerator.wait_for_everyone()
+        accelerator.print(f"{config.data} {config.split}: {len(images):,} images; {run.hardware}")
+        if run.batch_size < config.batch_size:
+            accelerator.print(
+                f"{config.batch_size:,} images a batch are more than there are: {run.batch_size:,} are taken"
+            )
+        with _signals_wait() as stopped:
+            run.go(stopped, 60 * checkpoint_minutes, on_log)
+        if run.fraction < 1:
+            accelerator.print(f"stopped after update {run.update}; go on with --resume")
+            raise KeyboardInterrupt
+        if accelerator.is_main_process:
+            save_png(run.samples(64), out / "samples.png")
     accelerator.print(f"done: {run.update:,} updates in {run.seconds / 60:.1f} minutes; see {out}")
     accelerator.end_training()
     return run.best
@@ -278,7 +288,7 @@ class _Run:
         return {key: value[mine] if isinstance(value, Tensor) else value for key, value in drawn.items()}
 
     def record(self, images_per_second: float) -> dict:
-        """Means over the updates since the last record.
+        """Means over the updates since the last record, or of a resumed run since its checkpoint where that is later.
 
         Raises:
             TrainingError: if the last updates were all skipped.
@@ -381,11 +391,11 @@ def _start(config: TrainConfig, images: Tensor | None) -> VAE:
         return model
     to_fit = config.model.components > 0
     if config.init_from is not None:
-        theirs = ModelConfig(**pretrained.read_config(pretrained.find(config.init_from))["model"])
+        theirs = pretrained.read_model_config(pretrained.find(config.init_from))
         prior = {"components": config.model.components, "correlated": config.model.correlated}
         but_for_prior = replace(theirs, **prior) if to_fit else theirs
-        if _growth(but_for_prior) != _growth(config.model):
-            raise ValueError(f"the weights {config.init_from} are of another model: {theirs}, not {config.model}")
+        if found := differences(vars(_growth(but_for_prior)), vars(_growth(config.model))):
+            raise ValueError(f"the weights {config.init_from} are of another model: {'; '.join(found)}")
         to_fit = to_fit and (theirs != config.model or config.updates == 0)
         weights = pretrained.load(config.init_from).state_dict().items()
         weights = {key: value for key, value in weights if not (to_fit and key.startswith("prior."))}
@@ -422,14 +432,23 @@ def _fit_prior(model: VAE, images: Tensor, seed: int) -> None:
 
 
 def _before(config: TrainConfig) -> list[dict]:
-    """The records and settings of the runs whose weights this one starts from; each has those before it in itself."""
+    """The records and settings of the runs whose weights this one starts from; each has those before it in itself.
+
+    Raises:
+        ValueError: if a record is damaged.
+    """
     named = {"init_from": config.init_from, "encoder_from": config.encoder_from}
     records = []
     for option, weights in named.items():
         if weights is not None:
-            theirs = pretrained.read_config(pretrained.find(weights))
+            folder = pretrained.find(weights)
+            theirs = {"run": {}} | pretrained.read_config(folder)
+            if not isinstance(theirs["run"], dict):
+                raise ValueError(
+                    f"{folder / 'config.json'} is damaged: its entry 'run' is {theirs['run']!r}, no object"
+                )
             settings = {"training": theirs["training"]} if "training" in theirs else {}
-            records.append({option: weights, **theirs.get("run", {}), **settings})
+            records.append({option: weights, **theirs["run"], **settings})
     return records
 
 
@@ -445,13 +464,13 @@ def _check(config: TrainConfig, out: Path, resume: bool, overwrite: bool, checkp
     if not 0 < checkpoint_minutes < math.inf:
         raise ValueError(f"checkpoint_minutes is a positive number, not {checkpoint_minutes}")
     if resume:
-        differences = config.differences(saved_config(out))
-        if differences:
-            raise ValueError(f"the run to resume has another configuration: {'; '.join(differences)}")
-    elif out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise ValueError(f"--out {out} already has files: add --resume to go on, or --overwrite to start anew")
+        if found := config.differences(saved_config(out)):
+            raise ValueError(f"the run to resume has another configuration: {'; '.join(found)}")
     elif out.is_dir() and (foreign := _foreign(out)):
         raise ValueError(f"--out {out} holds {foreign}, and no run that could be overwritten; give another folder")
+    elif out.is_dir() and any(path.name != LOCK for path in out.iterdir()) and not overwrite:
+        going_on = "--resume to go on, or " if (out / checkpoints.NAME).is_file() else ""
+        raise ValueError(f"--out {out} already has files: add {going_on}--overwrite to start anew")
 
 
 def _foreign(out: Path) -> str | None:
@@ -460,8 +479,20 @@ def _foreign(out: Path) -> str | None:
         saved_config(out)
     except ValueError:
         names = sorted(path.name for path in out.iterdir())
-        return next((name for name in names if not name.startswith(FILES) and name != "tensorboard"), None)
+        return next((name for name in names if not name.startswith(FILES) and name not in ("tensorboard", LOCK)), None)
     return None
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Make the folder of a run and keep other runs out of it; raises `ValueError` if there is one already."""
+    out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(files.locked(out / LOCK))
+        except BlockingIOError:
+            raise ValueError(f"another run is writing in {out}: wait for its end, or give another folder") from None
+        yield
 
 
 def _clear_unfinished(out: Path) -> None:
@@ -472,13 +503,12 @@ def _clear_unfinished(out: Path) -> None:
 
 
 def _clear_folder(out: Path) -> None:
-    """Make the folder, without the files of an earlier run."""
+    """Remove the files of an earlier run."""
     _clear_unfinished(out)
     for name in FILES:
         (out / name).unlink(missing_ok=True)
     for events in out.glob("tensorboard/events.*"):
         events.unlink()
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def saved_config(out: Path) -> TrainConfig:
@@ -488,7 +518,9 @@ def saved_config(out: Path) -> TrainConfig:
         ValueError: if there is no run, or its configuration cannot be read.
     """
     if not (out / "config.json").is_file():
-        raise ValueError(f"there is no run in {out} to resume; start without --resume")
+        left = any((out / name).exists() for name in FILES)
+        advice = "start again with --overwrite" if left else "start without --resume"
+        raise ValueError(f"there is no run in {out} to resume; {advice}")
     saved = pretrained.read_config(out)
     try:
         return TrainConfig(model=ModelConfig(**saved["model"]), **saved["training"])

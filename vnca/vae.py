@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.utils.checkpoint import checkpoint
 
+from vnca.checks import require_tensor, whole
 from vnca.decoders import BORDER, DECODERS, IMAGE_SIZE
-from vnca.priors import CorrelatedMixturePrior, MixturePrior, StandardNormal, standard_normal
+from vnca.priors import CorrelatedMixturePrior, MixturePrior, StandardNormal, at_least_float32, standard_normal
 
 
 class Encoder(nn.Module):
@@ -29,11 +30,12 @@ class Encoder(nn.Module):
         width: channels of the first convolution; each following one has twice as many.
 
     Raises:
-        ValueError: if an argument is below 1.
+        ValueError: if an argument is no whole number or below 1.
     """
 
     def __init__(self, latent_size: int = 256, width: int = 32):
         super().__init__()
+        latent_size, width = whole(latent_size=latent_size, width=width)
         if latent_size < 1 or width < 1:
             raise ValueError(f"Encoder needs latent_size and width >= 1, not {latent_size} and {width}")
         self.latent_size = latent_size
@@ -78,15 +80,21 @@ class VAE(nn.Module):
         """The approximate posterior q(z | x) of images `(B, 1, 28, 28)`: a `Normal` of batch shape `(B, D)`.
 
         Raises:
-            ValueError: if the images have another shape.
+            ValueError: if the images are no tensor or have another shape.
         """
+        require_tensor("images are", x)
         if x.ndim != 4 or x.shape[1:] != (1, IMAGE_SIZE, IMAGE_SIZE):
             raise ValueError(f"images have the shape (B, 1, {IMAGE_SIZE}, {IMAGE_SIZE}), not {tuple(x.shape)}")
         mean, log_scale = self.encoder(x.to(next(self.parameters()).dtype))
         return Normal(at_least_float32(mean), at_least_float32(log_scale).exp(), validate_args=False)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Logits `(B, 1, 28, 28)` of the pixels, p(x | z), for latents `(B, D)`."""
+        """Logits `(B, 1, 28, 28)` of the pixels, p(x | z), for latents `(B, D)`.
+
+        Raises:
+            ValueError: if the latents are no tensor or have another shape.
+        """
+        require_tensor("latents are", z)
         return at_least_float32(self.decoder(z.to(next(self.parameters()).dtype)))
 
     @torch.no_grad()
@@ -100,8 +108,9 @@ class VAE(nn.Module):
         """Pixel probabilities `(n, 1, 28, 28)` of `n` latents drawn from the prior.
 
         Raises:
-            ValueError: if `n` is negative.
+            ValueError: if `n` is negative or no whole number.
         """
+        (n,) = whole(n=n)
         if n < 0:
             raise ValueError(f"the number of samples is at least 0, not {n}")
         z = self.draw(n, generator)
@@ -193,10 +202,12 @@ def iwae(
         generator: source of the noise, for reproducible figures.
 
     Raises:
-        ValueError: if `x` has another shape or pixels outside [0, 1], or if `num_samples` or `chunk_size` is below 1.
+        ValueError: if `x` has another shape or pixels outside [0, 1], or if `num_samples` or `chunk_size` is below 1 or
+            no whole number.
     """
     require_pixels(x)
     chunk_size = CHUNK_SIZE if chunk_size is None else chunk_size
+    num_samples, chunk_size = whole(num_samples=num_samples, chunk_size=chunk_size)
     if num_samples < 1 or chunk_size < 1:
         raise ValueError(f"num_samples and chunk_size are at least 1, not {num_samples} and {chunk_size}")
     posterior = encode_in_chunks(model, x, chunk_size)
@@ -207,38 +218,34 @@ def iwae(
         # Drawn sample by sample, so that the noise does not depend on the chunks.
         noise = torch.stack([standard_normal(posterior.mean.shape, posterior.mean, generator) for _ in range(count)])
         z = posterior.mean + posterior.stddev * noise  # (K', B, D)
-        log_prior_ratio = model.prior.log_prob(z) - posterior.log_prob(z).sum(dim=-1)  # (K', B)
         chunks = zip(z.flatten(0, 1).split(chunk_size), x.repeat(count, 1, 1, 1).split(chunk_size), strict=True)
-        log_likelihood = torch.cat([_log_likelihood(model, *chunk) for chunk in chunks]).view(count, -1)  # (K', B)
-        log_weights.append(log_likelihood + log_prior_ratio)
+        terms = zip(*[_log_joint(model, *chunk) for chunk in chunks], strict=True)
+        log_likelihood, log_prior = (torch.cat(term).view(count, -1) for term in terms)  # (K', B) each
+        log_weights.append(log_likelihood + (log_prior - posterior.log_prob(z).sum(dim=-1)))
     return torch.cat(log_weights).logsumexp(dim=0) - math.log(num_samples)  # (K, B) -> (B,)
 
 
-def _log_likelihood(model: VAE, z: Tensor, x: Tensor) -> Tensor:
-    """log p(x | z) of pairs, `(N, D)` and `(N, 1, 28, 28)` -> `(N,)`, that keeps nothing for the backward pass."""
+def _log_joint(model: VAE, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(x | z) and log p(z) of pairs, `(N, D)` and `(N, 1, 28, 28)` -> 2 × `(N,)`.
 
-    def decode_and_compare(z: Tensor) -> Tensor:
-        return bernoulli_log_likelihood(model.decode(z), x)
+    Nothing inside is kept for the backward pass: the decoder's grids are large, and so is a learned prior's distance of
+    each latent from each component.
+    """
 
-    if torch.is_grad_enabled():
-        return checkpoint(decode_and_compare, z, use_reentrant=False)
-    return decode_and_compare(z)
+    def compute(z: Tensor) -> tuple[Tensor, Tensor]:
+        return bernoulli_log_likelihood(model.decode(z), x), model.prior.log_prob(z)
 
-
-def at_least_float32(t: Tensor) -> Tensor:
-    """The tensor in float32, or as it is where it is already wider."""
-    return t if t.dtype == torch.float64 else t.float()
+    return checkpoint(compute, z, use_reentrant=False) if torch.is_grad_enabled() else compute(z)
 
 
 def require_pixels(x: Tensor) -> None:
     """Raise `ValueError` unless the images are a tensor whose values all lie in [0, 1] (a NaN does not)."""
-    if not isinstance(x, Tensor):
-        raise ValueError(f"images are a torch.Tensor, not a {type(x).__name__}: torch.as_tensor makes one of an array")
+    require_tensor("images are", x)
     if x.numel() and not bool(((x >= 0) & (x <= 1)).all()):
         if x.isnan().any():
             raise ValueError("pixels lie in [0, 1], but these images hold NaN")
         low, high = x.min().item(), x.max().item()
-        advice = ": divide 8-bit images by 255" if low >= 0 and high > 1 else ""
+        advice = ": divide 8-bit images by 255" if low >= 0 and 1 < high < math.inf else ""
         raise ValueError(f"pixels lie in [0, 1], but these images go from {low:g} to {high:g}{advice}")
 
 

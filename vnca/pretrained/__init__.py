@@ -28,16 +28,25 @@ def available() -> list[str]:
 def find(name: str | os.PathLike) -> Path:
     """The folder of shipped weights, or of a run if `name` is the path of one.
 
+    A path object, and text with a separator in it, always mean a path.
+
     Raises:
-        ValueError: if there is neither, with the names that there are.
+        ValueError: if there is neither, with the names that there are; or both, so that a name alone does not tell.
     """
-    name = os.fspath(name)
-    for folder in (FOLDER / name, Path(name)) if name else ():
-        if (folder / "model.safetensors").is_file() and (folder / "config.json").is_file():
-            return folder
+    shipped = FOLDER / name if isinstance(name, str) and name in available() else None
+    folder = Path(name)
+    found = bool(os.fspath(name)) and all((folder / file).is_file() for file in ("model.safetensors", "config.json"))
+    if shipped is not None and found and not folder.samefile(shipped):
+        raise ValueError(
+            f"{name!r} names both shipped weights and a folder here: give ./{name} for the folder, or rename it"
+        )
+    if shipped is not None:
+        return shipped
+    if found:
+        return folder
     names = ", ".join(available()) or "none yet"
     raise ValueError(
-        f"no weights named {name!r}: shipped weights are {names}; "
+        f"no weights named {os.fspath(name)!r}: shipped weights are {names}; "
         "or give a folder with config.json and model.safetensors"
     )
 
@@ -49,12 +58,13 @@ def load(name: str | os.PathLike) -> VAE:
         name: one of `available()`, or the path of a folder that `python -m vnca train` wrote.
 
     Raises:
-        ValueError: if there are no such weights (the message lists the names), or its files are damaged.
+        ValueError: if there are no such weights (the message lists the names), a name means two folders, or the files
+            are damaged.
     """
     folder = find(name)
-    config = read_config(folder)["model"]
+    config = read_model_config(folder)
     try:
-        model = build(ModelConfig(**config))
+        model = build(config)
         weights = load_file(folder / "model.safetensors")
         model.load_state_dict({key: value.float() for key, value in weights.items()})
         if broken := [key for key, value in weights.items() if not value.isfinite().all()]:
@@ -87,6 +97,18 @@ def read_config(folder: Path) -> dict:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read, train or copy the weights again: {error!r}") from None
     return config
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """The model's configuration in a folder with weights.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    try:
+        return ModelConfig(**read_config(folder)["model"])
+    except TypeError as error:
+        raise ValueError(f"the weights in {folder} cannot be read, train or copy them again: {error}") from None
 
 
 def save(model: VAE, config: ModelConfig, folder: str | os.PathLike, **more: object) -> None:

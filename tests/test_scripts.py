@@ -366,6 +366,19 @@ def test_bounds_lie_as_far_below_the_log_likelihood_as_chapter_6_says():
     assert gains[0] >= max(gains[1:]), "at least as much"
 
 
+def test_a_classifier_finds_samples_as_good_as_chapter_6_says():
+    table = json.loads((readme.ROOT / "results" / "samples.json").read_text())
+    rows = {row["model"]: row for row in table["rows"]}
+    conv, small, best = (rows[name] for name in ("conv-mnist", "doubling-mnist-small", "best-mnist-small"))
+    for row in (conv, small):
+        assert 0.4 < 1 - row["sure"][0] < 0.5, "unsure in nearly half of the cases"
+        assert row["frechet"] > 4 * best["frechet"]
+    assert small["sure"][0] <= conv["sure"][0] and small["frechet"] >= conv["frechet"], "no better"
+    assert table["test"]["sure"][0] - best["sure"][0] < 0.1 and best["frechet"] < 1.5 * table["test"]["frechet"], (
+        "close"
+    )
+
+
 def test_an_update_on_a_gpu_is_as_fast_as_chapter_4_says():
     found = json.loads((readme.ROOT / "results" / "train_step-nvidia-h200.json").read_text())
     times = max(row.get("times_plain", 0) for step in found["steps"] for row in step["rows"].values())

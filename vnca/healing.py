@@ -1,7 +1,7 @@
 """Damage to a grown image and what its cells make of it: steps after the growth, holes, and how far an image is off.
 
-After its growth the grid of either VNCA can go on taking steps. The regrowing one is trained to stay and to heal; the
-doubling one is not. The functions here treat both alike, so that the two can be compared.
+After its growth the grid of any VNCA can go on taking steps. The regrowing and the persistent one are trained to stay
+and to heal; the doubling one is not. The functions here treat both alike, so that the two can be compared.
 
 >>> import vnca
 >>> decoder = vnca.RegrowingDecoder(channels=4, hidden=4, min_steps=1, max_steps=1)

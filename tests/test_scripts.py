@@ -588,3 +588,25 @@ def test_a_build_with_warnings_fails_again_when_repeated(repository, capsys):
     assert build_book.main() == 1
     assert not (repository.root / "_build" / ".doctrees").exists()
     assert "not built cleanly" in capsys.readouterr().err
+
+
+def test_a_doubling_vnca_that_was_trained_to_stay_does_what_chapter_5_says():
+    entries = json.loads((readme.ROOT / "results" / "healing.json").read_text())
+
+    def nats(name: str, step: int) -> float:
+        stability = entries[name]["parts"]["stability"]
+        return -stability["bits_per_pixel"][stability["steps"].index(step)] * math.log(2) * 784
+
+    def wrong(name: str, share: str, step: int) -> float:
+        curve = entries[name]["parts"][f"recovery {share}"]
+        return curve["flips"]["inside"][curve["steps"].index(step)]
+
+    staying, maturing = "persistent-mnist-small", "maturing-mnist-small"
+    assert all(nats(staying, 0) - nats(name, 0) > 20 for name in (maturing, "regrowing-mnist-small"))
+    assert 3 < nats("doubling-mnist-small", 0) - nats(staying, 0) < 5
+    assert 4 < nats(staying, 0) - nats(staying, 50) < 6
+    assert nats(staying, 200) < -500, "some have exploded"
+    assert wrong(staying, "25%", 16) < 1.05 * wrong(maturing, "25%", 16), "about as well"
+    assert wrong(staying, "50%", 16) > wrong(maturing, "50%", 16)
+    run = json.loads((readme.ROOT / "results" / f"{staying}.json").read_text())["against"]
+    assert run["name"] == "doubling-mnist-small" and 2 < -run["difference"] < 3

@@ -16,14 +16,15 @@ that was cut, or one that asks for more images, goes on from there.
 
 import argparse
 import datetime
+import functools
 import json
 import sys
 import time
 from pathlib import Path
 
-import nbformat
 import torch
 from proposals import load_model
+from sharing import defined
 from torch import Tensor
 
 from vnca import data, evaluation, evidence, files, hardware
@@ -40,13 +41,10 @@ SETTINGS = {"num_samples": 128, "samples_of_both_sides": 256, "chains": 4, "iter
 FIGURES = ("elbo", "elbo_searched", "bound", "lower", "upper")
 
 
+@functools.cache
 def search() -> dict:
     """The functions with which chapter 6 searches for better Gaussians."""
-    sources = {cell.id: cell.source for cell in nbformat.read(CHAPTER, as_version=4).cells}
-    namespace = {"__name__": CHAPTER.stem}
-    for name in ("imports", "search"):
-        exec(compile(sources[name], f"{CHAPTER.name}[{name}]", "exec"), namespace)
-    return namespace
+    return defined(CHAPTER, ("imports", "search"))
 
 
 def measure(model: VAE, x: Tensor, first: int) -> dict[str, list[float]]:
@@ -94,7 +92,7 @@ def measure_model(name: str, images: int, out: Path) -> dict:
     device = hardware.best_device()
     x = evaluation.choose(every, images).to(device)  # the first of those that a call for more images would choose
     identity = {
-        "weights": evaluation.digest(tensor.cpu() for tensor in model.state_dict().values()),
+        "weights": evaluation.digest(model.state_dict().values()),
         "pixels": evaluation.digest([every.bool()]),
     }
     row = kept(out).get(name)

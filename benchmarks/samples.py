@@ -92,14 +92,14 @@ def frechet(ours: Tensor, theirs: Tensor) -> float:
 
 def judge(classifier: Classifier, x: Tensor, test: Tensor) -> dict:
     """What the classifier says of binary images, beside its features of test images `(N, 64)`."""
-    probabilities = classifier(x).softmax(dim=1)
-    best, classes = probabilities.max(dim=1)
+    features = classifier.features(x)
+    best, classes = classifier.classes(features).softmax(dim=1).max(dim=1)
     share = (best > SURE).double().mean().item()
     return {
         "images": len(x),
         "sure": [share, (share * (1 - share) / len(x)) ** 0.5],
         "classes": torch.bincount(classes, minlength=10).tolist(),
-        "frechet": frechet(classifier.features(x), test),
+        "frechet": frechet(features, test),
     }
 
 
@@ -110,8 +110,8 @@ def sampled(name: str, count: int) -> tuple[str, Tensor]:
     generator = torch.Generator().manual_seed(seed_of(SEED, "samples"))
     parts = []
     with tqdm(total=count, desc=name, unit=" samples", disable=None, leave=False) as bar:
-        while sum(map(len, parts)) < count:
-            parts.append(model.sample(min(50, count - sum(map(len, parts))), generator).cpu())
+        for done in range(0, count, 50):
+            parts.append(model.sample(min(50, count - done), generator).cpu())
             bar.update(len(parts[-1]))
     return name, torch.bernoulli(torch.cat(parts), generator=generator)
 

@@ -35,13 +35,18 @@ NUM_SAMPLES = 16
 IMAGES_OF_BOUND = 1000
 
 
+def defined(chapter: Path, names: tuple[str, ...]) -> dict:
+    """What cells of a chapter define, run one after another in a fresh namespace."""
+    sources = {cell.id: cell.source for cell in nbformat.read(chapter, as_version=4).cells}
+    namespace = {"__name__": chapter.stem}
+    for name in names:
+        exec(compile(sources[name], f"{chapter.name}[{name}]", "exec"), namespace)
+    return namespace
+
+
 def chapter() -> dict:
     """What the cells define that the chapter trains its models with."""
-    sources = {cell.id: cell.source for cell in nbformat.read(CHAPTER, as_version=4).cells}
-    namespace = {"__name__": CHAPTER.stem}
-    for name in CELLS:
-        exec(compile(sources[name], f"{CHAPTER.name}[{name}]", "exec"), namespace)
-    return namespace
+    return defined(CHAPTER, CELLS)
 
 
 def newborn(cells: dict, decoder: str, seed: int) -> VAE:

@@ -42,8 +42,8 @@ def _require_latents(z: Tensor, latent_size: int) -> None:
 
 
 def _require_range(decoder: nn.Module, min_steps: int, max_steps: int) -> None:
-    whole = isinstance(min_steps, int) and isinstance(max_steps, int)
-    if not whole or not 0 <= min_steps <= max_steps:
+    are_whole = isinstance(min_steps, int) and isinstance(max_steps, int)
+    if not are_whole or not 0 <= min_steps <= max_steps:
         name = type(decoder).__name__
         raise ValueError(f"{name} needs whole numbers 0 <= min_steps <= max_steps, not {min_steps} and {max_steps}")
 
@@ -126,17 +126,21 @@ class CellDecoder(nn.Module):
 
         return FusedSteps(self.update, torch.bfloat16)
 
+    def require_steps(self, state: Tensor, steps: int) -> None:
+        """Raise `ValueError` unless a state `(B, C, H, W)` of these cells can take so many steps."""
+        cells.require_state(state)
+        if state.shape[1] != self.channels:
+            raise ValueError(f"the cells of this decoder have {self.channels} channels, not {state.shape[1]}")
+        if steps < 0:
+            raise ValueError(f"the number of steps is at least 0, not {steps}")
+
     def run(self, state: Tensor, steps: int) -> Tensor:
         """The state after `steps` more steps, on a grid of any size: `(B, C, H, W)` -> `(B, C, H, W)`.
 
         Raises:
             ValueError: if the state has another number of dimensions or channels, or `steps` is negative.
         """
-        cells.require_state(state)
-        if state.shape[1] != self.channels:
-            raise ValueError(f"the cells of this decoder have {self.channels} channels, not {state.shape[1]}")
-        if steps < 0:
-            raise ValueError(f"the number of steps is at least 0, not {steps}")
+        self.require_steps(state, steps)
         for _ in range(steps):
             state = self.step(state)
         return state

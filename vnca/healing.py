@@ -49,11 +49,7 @@ def go_on(decoder: nn.Module, state: Tensor, steps: int) -> Iterator[Tensor]:
         ValueError: at once, if the decoder has no cells, the state does not fit it, or `steps` is negative.
     """
     _require_cells(decoder)
-    cells.require_state(state)
-    if state.shape[1] != decoder.channels:
-        raise ValueError(f"the cells of this decoder have {decoder.channels} channels, not {state.shape[1]}")
-    if steps < 0:
-        raise ValueError(f"the number of steps is at least 0, not {steps}")
+    decoder.require_steps(state, steps)
 
     def states() -> Iterator[Tensor]:
         current = state

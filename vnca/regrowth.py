@@ -100,18 +100,14 @@ def _planted(decoder: CellDecoder, reseed: Tensor, state: Tensor) -> Tensor:
 def _require_edit(decoder: DoublingDecoder | RegrowingDecoder, state: Tensor, region: Tensor, steps: int) -> None:
     if not isinstance(decoder, DoublingDecoder | RegrowingDecoder):
         raise ValueError(f"a {type(decoder).__name__} has no cells that could grow again")
-    cells.require_state(state)
-    batch, channels, *grid = state.shape
-    if channels != decoder.channels:
-        raise ValueError(f"the cells of this decoder have {decoder.channels} channels, not {channels}")
+    decoder.require_steps(state, steps)
+    batch, _, *grid = state.shape
     sizes = sorted({size for _, size in decoder.schedule()})
     if isinstance(decoder, DoublingDecoder) and (grid[0] != grid[1] or grid[0] not in sizes):
         raise ValueError(f"the stages of this decoder have grids of {sizes} cells squared, not {grid[0]} x {grid[1]}")
     _require_region(region)
     if region.shape not in {(batch, 1, *grid), (1, 1, *grid)}:
         raise ValueError(f"the region has the shape {(batch, 1, *grid)}, not {tuple(region.shape)}")
-    if steps < 0:
-        raise ValueError(f"the number of steps is at least 0, not {steps}")
 
 
 def _require_region(region: Tensor) -> Tensor:

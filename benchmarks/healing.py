@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vnca import data, evaluation, files, hardware, healing, pretrained
+from vnca.checks import differences
 from vnca.decoders import crop
 from vnca.seeds import seed_of
 from vnca.vae import VAE, ModelConfig
@@ -274,14 +275,9 @@ def measure(subject: Subject, identity: dict, out: Path, overwrite: bool) -> dic
 def kept(out: Path, name: str, identity: dict) -> dict:
     """The entry that `out` holds of these weights, or nothing; raises `ValueError` if it is of another measurement."""
     entry = read(out).get(name, {})
-    differences = [
-        f"{key} is {entry.get(key)!r} there, {value!r} now"
-        for key, value in identity.items()
-        if entry and entry.get(key) != value
-    ]
-    if differences:
+    if entry and (others := differences({key: entry.get(key) for key in identity}, identity)):
         raise ValueError(
-            f"{out} holds another measurement of {name}: {'; '.join(differences)}. Add --overwrite to replace it, "
+            f"{out} holds another measurement of {name}: {'; '.join(others)}. Add --overwrite to replace it, "
             "or name another file with --out"
         )
     return entry

@@ -32,6 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vnca import data, evaluation, evidence, files, hardware, inpainting, masks, pretrained
+from vnca.checks import differences
 from vnca.evaluation import digest, mean_and_error
 from vnca.seeds import seed_of
 from vnca.vae import VAE
@@ -60,12 +61,8 @@ class Table:
         self.head = {"data": DATA, "split": "test", "images": len(x), "seed": SEED}
         found = json.loads(path.read_text()) if path.exists() else {**self.head, "rows": []}
         self.rows = found["rows"]
-        for name, value in self.head.items():
-            if found[name] != value:
-                raise ValueError(
-                    f"the rows of {path} were measured otherwise: {name} is {found[name]} there, {value} now; "
-                    "give another --out"
-                )
+        if others := differences({name: found[name] for name in self.head}, self.head):
+            raise ValueError(f"the rows of {path} were measured otherwise: {'; '.join(others)}; give another --out")
 
     def has(self, model: str, mask: str, identity: dict) -> bool:
         return any((row["model"], row["mask"], row["identity"]) == (model, mask, identity) for row in self.rows)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vnca import evaluation, files, training
 from vnca.checkpoints import NAME as CHECKPOINT
+from vnca.checks import differences
 from vnca.presets import PRESETS, TrainConfig
 
 RESULT = Path(__file__).resolve().parent.parent / "results" / "recipes.json"
@@ -60,12 +61,8 @@ def rows_there(path: Path, settings: dict) -> dict[str, dict]:
         return {}
     found = json.loads(path.read_text())
     for row in found["rows"].values():
-        for name, value in settings.items():
-            if (there := (found | row)[name]) != value:
-                raise ValueError(
-                    f"the rows of {path} were measured otherwise: {name} is {there} there, {value} now; "
-                    "give another --out"
-                )
+        if others := differences({name: (found | row)[name] for name in settings}, settings):
+            raise ValueError(f"the rows of {path} were measured otherwise: {'; '.join(others)}; give another --out")
     return found["rows"]
 
 

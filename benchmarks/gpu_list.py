@@ -43,6 +43,7 @@ NAMES = {  # what each line trains: the preset and the name of the weights
 }
 TINY_MODELS = {
     "doubling": {"hidden": 4, "steps": 1},
+    "persistent": {"hidden": 4, "steps": 1, "min_steps": 1, "max_steps": 2},
     "regrowing": {"hidden": 4, "min_steps": 1, "max_steps": 2},
     "conv": {"width": 1},
 }

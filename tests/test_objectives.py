@@ -544,6 +544,14 @@ def test_an_eighth_of_the_fresh_states_enters_the_pool():
     assert kept.tolist() == [True] * 2 + [False] * 14 + [True] * 16
 
 
+def test_states_that_live_longer_let_fewer_fresh_ones_in():
+    persistent = objective(model(), pool_size=40, resumed=64)
+    assert len(persistent.pool) == 40
+    entering = Counter(persistent.draw(images(32), *generators(seed))["kept"][:16].sum().item() for seed in range(200))
+    assert set(entering) == {0, 1}, "a quarter of a state, on average"
+    assert 30 < entering[1] < 70
+
+
 @pytest.mark.parametrize("lesson", [(5, 1), (0, 1), (1, 1), (64, 1), (8, 0)])
 def test_impossible_lessons_are_refused(lesson):
     with pytest.raises(ValueError, match=rf"side of 2, 4, 8, 16 or 32 .* not \({lesson[0]}, {lesson[1]}\)"):

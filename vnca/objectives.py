@@ -134,9 +134,9 @@ class PersistentElbo(nn.Module):
 
     The first half of a batch is fresh: images are encoded and grown from their seeds. The second half goes on from
     states of the pool, each with the image it was grown for; half of those, a quarter of the batch, start with a hole
-    of 14 × 14 cells. Afterwards resumed states return to their places, and some of the fresh ones replace others, drawn at
-    random: as many as let a state be resumed `resumed` times on average. While the pool fills up, a place may be drawn
-    that is still empty: the sample is then fresh.
+    of 14 × 14 cells. Afterwards resumed states return to their places, and some of the fresh ones replace others, drawn
+    at random: as many as let a state be resumed `resumed` times on average. While the pool fills up, a place may be
+    drawn that is still empty: the sample is then fresh.
 
     Five things differ from the code of the VNCA paper's figure 9 (revision 4b2dc09 of its repository).
 

@@ -242,7 +242,7 @@ def test_only_fresh_samples_teach_the_encoder_and_nothing_flows_into_the_pool():
 
 
 def test_outcomes_go_to_their_places_with_their_images_and_nowhere_else():
-    persistent = full(PersistentElbo(model(), pool_size=20))
+    persistent = full(PersistentElbo(model(), pool_size=20, resumed=4))
     before = copy.deepcopy(persistent)
     drawn = persistent.draw(images(8), *generators())
     outcome = torch.arange(100.0, 108)[:, None, None, None].expand(8, CHANNELS, 32, 32)
@@ -257,7 +257,7 @@ def test_outcomes_go_to_their_places_with_their_images_and_nowhere_else():
 
 
 def test_the_pool_fills_and_only_filled_places_are_resumed():
-    persistent = PersistentElbo(model(), pool_size=16)
+    persistent = PersistentElbo(model(), pool_size=16, resumed=4)
     resumed = []
     for update in range(12):
         drawn = persistent.draw(images(8, update), *generators(update))
@@ -269,7 +269,7 @@ def test_the_pool_fills_and_only_filled_places_are_resumed():
 
 
 def test_a_state_that_is_not_finite_frees_its_place():
-    persistent = full(PersistentElbo(model(), pool_size=20))
+    persistent = full(PersistentElbo(model(), pool_size=20, resumed=4))
     drawn = persistent.draw(images(8), *generators())
     outcome = torch.ones(8, CHANNELS, 32, 32, dtype=torch.bfloat16)
     outcome[0, 1, 5, 5], outcome[6, 0, 0, 0] = torch.nan, torch.inf
@@ -335,7 +335,7 @@ def planting():
     torch.manual_seed(0)
     decoder = RegrowingDecoder(channels=5, hidden=4, min_steps=2, max_steps=3, latent_size=2)
     torch.nn.init.normal_(decoder.update.layers[-1].weight, std=0.1)
-    persistent = PersistentElbo(VAE(Encoder(2, width=2), decoder), pool_size=16, planted=True)
+    persistent = PersistentElbo(VAE(Encoder(2, width=2), decoder), pool_size=16, resumed=4, planted=True)
     with torch.no_grad():
         grown = decoder.run(decoder.seed(torch.randn(16, 2)), 40)
     persistent.pool.commit(torch.arange(16), grown)

@@ -1,7 +1,7 @@
 // The first page: a digit grows from a random latent, and heals where it is touched.
 vncaLive.addDemo("grow", async (stage) => {
   "use strict";
-  const RADIUS = 3; // of a wound, in cells
+  const RADIUS = 3; // of a wound, in cells of the largest grid
   const AWAKE = 200; // steps after the last touch until the cells rest
 
   const engine = await vncaLive.Engine.load(stage.models[0]);
@@ -16,7 +16,10 @@ vncaLive.addDemo("grow", async (stage) => {
     if (event < engine.schedule.length) return engine.perform(engine.schedule[event++][0]);
     return awake-- > 0 ? engine.step() : null;
   };
-  const draw = () => screen.paint(engine.readChannel(0).map((logit) => 1 / (1 + Math.exp(-logit))));
+  const draw = () => {
+    if (screen.size !== engine.size) screen.resize(engine.size);
+    screen.paint(engine.readChannel(0).map((logit) => 1 / (1 + Math.exp(-logit))));
+  };
 
   z = random.normal(engine.latentSize);
   restart();
@@ -24,7 +27,7 @@ vncaLive.addDemo("grow", async (stage) => {
     await vncaLive.inSlices(engine.grow(z));
     event = engine.schedule.length;
   }
-  const screen = stage.screen("A digit made of 32 by 32 cells", engine.largest);
+  const screen = stage.screen("A digit made of cells", engine.size);
   const player = stage.play({ next, draw, rate: 20 });
   const start = (words) => {
     player.edit(restart);
@@ -43,7 +46,7 @@ vncaLive.addDemo("grow", async (stage) => {
   );
   screen.onCells(
     (row, col) => player.edit(() => {
-      engine.damageDisc(row, col, RADIUS);
+      engine.damageDisc(row, col, (RADIUS * engine.size) / engine.largest);
       awake = AWAKE;
     }),
     () => stage.say(player.playing ? "Wounded. The cells around the hole close it." : "Wounded. Play lets it heal."),

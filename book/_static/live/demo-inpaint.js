@@ -89,7 +89,7 @@ vncaLive.addDemo("inpaint", async (stage) => {
     const latents = chains.map(({ q }, k) => inpainter.latent(q, noise[k], temperature));
     const each = [], frames = [];
     for (const z of latents) each.push((yield* inpainter.decode(z)).map(sigmoid));
-    const keep = () => frames.push(engine.readChannel(0).map(sigmoid));
+    const keep = () => frames.push({ size: engine.size, ink: engine.readChannel(0).map(sigmoid) });
     for (const [event] of schedule) {
       yield* engine.perform(event, latents[completion]);
       keep();
@@ -130,13 +130,15 @@ vncaLive.addDemo("inpaint", async (stage) => {
   };
   const drawFilm = () => {
     const { x, observed } = film.task, frame = film.frames[moment];
-    const cell = (i) => (Math.floor(i / side) + border) * engine.largest + border + (i % side);
-    const regrown = x.map((value, i) => (observed[i] ? value : frame[cell(i)]));
+    const at = (pixel) => Math.floor(((pixel + border) * frame.size) / engine.largest); // the cell that it belongs to
+    const cell = (i) => at(Math.floor(i / side)) * frame.size + at(i % side);
+    const regrown = x.map((value, i) => (observed[i] ? value : frame.ink[cell(i)]));
     const difference = regrown.map((value, i) => Math.abs(value - x[i]));
     screens.regrown.paint(regrown);
     screens.difference.paint(difference);
     screens.uncertainty.paint(film.spread.map((value) => 2 * value)); // at most 0.5
-    screens.cells.paint(frame);
+    if (screens.cells.size !== frame.size) screens.cells.resize(frame.size);
+    screens.cells.paint(frame.ink);
     completions.forEach((screen, k) => screen.paint(film.painted[k]));
     describe(difference);
   };

@@ -24,6 +24,7 @@ from vnca.vae import VAE, bernoulli_log_likelihood, sample_posterior
 HOLE_SIZE = IMAGE_SIZE // 2  # cells along each side of a damage in training
 POOL_SIZE = 1024
 RESUMED = 8  # how often a state of the pool is resumed, on average
+WOUNDS = 4  # the most that a state of the pool has suffered, on average
 LARGEST = 20.0  # what a channel of a cell may grow to without a penalty
 PENALTY = 10.0  # nats for each unit beyond that, on average over cells and channels
 
@@ -138,6 +139,10 @@ class PersistentElbo(nn.Module):
     at random: as many as let a state be resumed `resumed` times on average. While the pool fills up, a place may be
     drawn that is still empty: the sample is then fresh.
 
+    A wound takes with it what the cells knew of the image. With many of them in a long life, the pool would fill with
+    states that cannot know their images any more. So of the wounded states only as many return that a state suffers
+    four wounds on average; in the places of the others stays what was there before the wound.
+
     Five things differ from the code of the VNCA paper's figure 9 (revision 4b2dc09 of its repository).
 
     - There the grid has the 28 × 28 cells of the image, and each cell changes in a step with probability one half (in
@@ -205,6 +210,8 @@ class PersistentElbo(nn.Module):
         second_half = index >= size - half
         resumed = second_half & self.filled[place]  # (B,)
         wounded = half if self.planted else size // 4
+        hurt = resumed & (index < size - half + wounded)
+        healing = torch.rand(size, generator=generator, device=x.device) * self.resumed < 2 * WOUNDS  # (B,) may return
         hole = _wound(start[size - half : size - half + wounded], host)  # (wounded, 1, 32, 32)
         hole = F.pad(hole, (0, 0, 0, 0, 0, 0, size - half, half - wounded))  # (B, 1, 32, 32)
         planted = resumed & (index >= size - half // 2) if self.planted else torch.zeros_like(resumed)
@@ -219,7 +226,7 @@ class PersistentElbo(nn.Module):
             "resumed": resumed,
             "planted": planted,
             "place": place,
-            "kept": (second_half & ~planted) | (index < entering),
+            "kept": (second_half & ~planted & (healing | ~hurt)) | (index < entering),
             "steps": int(torch.randint(decoder.min_steps, decoder.max_steps + 1, (), generator=host)),
         }
 

@@ -552,6 +552,17 @@ def test_states_that_live_longer_let_fewer_fresh_ones_in():
     assert 30 < entering[1] < 70
 
 
+def test_in_a_long_life_a_state_is_wounded_four_times():
+    for resumed, returning in ((4, 1), (8, 1), (64, 1 / 8)):
+        persistent = full(PersistentElbo(model(), pool_size=40, resumed=resumed))
+        kept = torch.stack([persistent.draw(images(32), *generators(seed))["kept"] for seed in range(60)])  # (60, 32)
+        assert kept[:, 24:].all(), "the others return"
+        assert kept[:, 16:24].float().mean().item() == pytest.approx(returning, abs=0.06)
+    assert PersistentElbo(model(), pool_size=40, resumed=64).draw(images(32), *generators())["kept"][16:].all(), (
+        "what takes an empty place has no wound"
+    )
+
+
 @pytest.mark.parametrize("lesson", [(5, 1), (0, 1), (1, 1), (64, 1), (8, 0)])
 def test_impossible_lessons_are_refused(lesson):
     with pytest.raises(ValueError, match=rf"side of 2, 4, 8, 16 or 32 .* not \({lesson[0]}, {lesson[1]}\)"):

@@ -71,9 +71,9 @@ def test_the_papers_regrowing_decoder_is_two_layers_that_start_at_zero():
 def test_grow_follows_its_schedule(decoder):
     states = list(decoder.grow(torch.randn(2, 4)))
     schedule = decoder.schedule()
-    assert [state.shape for state in states] == [(2, 4, size, size) for _, size in schedule]
+    assert [state.shape for state in states] == [(2, decoder.channels, size, size) for _, size in schedule]
     for before, after, (event, _) in zip(states, states[1:], schedule[1:], strict=False):
-        expected = cells.double(before) if event == "double" else before + decoder.update(before)
+        expected = cells.double(before) if event == "double" else decoder.step(before)
         torch.testing.assert_close(after, expected)
 
 
@@ -100,8 +100,37 @@ def test_a_persistent_decoder_grows_like_a_doubling_one_and_takes_its_own_steps_
     assert decoder.schedule()[5 + 4 * steps :] == [("step", 32)] * 3
     z = torch.randn(2, 4)
     settled = decoder.settle(z)
-    torch.testing.assert_close(settled, list(growing.grow(z))[4 + 4 * steps])
+    torch.testing.assert_close(settled[:, :-1], list(growing.grow(z))[4 + 4 * steps])
+    assert (settled[:, -1] == 0).all(), "cells that divide do not age"
     torch.testing.assert_close(decoder(z), decoder.run(settled, 3)[:, :1, 2:30, 2:30])
+
+
+@torch.no_grad()
+def test_cells_of_the_last_grid_change_less_the_older_they_are():
+    decoder = persistent_decoder().double()
+    state = decoder.settle(torch.randn(2, 4, dtype=torch.float64))
+    for age in range(3):
+        change = decoder.update(state[:, :-1])
+        after = decoder.step(state)
+        torch.testing.assert_close(after[:, :-1], state[:, :-1] + (1 - age / 32) * change)
+        torch.testing.assert_close(after[:, -1], torch.full_like(after[:, -1], (age + 1) / 32))
+        state = after
+
+
+@torch.no_grad()
+def test_a_grown_up_grid_stands_still_but_for_the_cells_of_a_hole():
+    decoder = persistent_decoder()
+    old = decoder.run(decoder.settle(torch.randn(2, 4)), 32)
+    assert (old[:, -1] == 1).all()
+    assert torch.equal(decoder.run(old, 5), old)
+    hurt = cells.damage(old, 4, 6, 10)
+    hole = torch.zeros(32, 32, dtype=torch.bool)
+    hole[4:14, 6:16] = True
+    after = decoder.step(hurt)
+    assert torch.equal(after[..., ~hole], old[..., ~hole])
+    assert (after[:, :-1, 4:14, 6:16] != 0).any() and (after[:, -1, 4:14, 6:16] == 1 / 32).all()
+    healed = decoder.run(hurt, 32)
+    assert torch.equal(decoder.step(healed), healed)
 
 
 def test_a_regrowing_decoder_settles_at_once():

@@ -100,6 +100,7 @@ def test_a_persistent_decoder_counts_its_steps_from_the_last_doubling():
     assert terms.fresh.all(), "the pool is empty"
     posterior = staying.encode(x)
     settled = decoder.settle(posterior.mean + posterior.stddev * drawn["noise"])
+    assert persistent.pool.states.shape == (1024, CHANNELS + 1, 32, 32), "the age, too"
     after = [bernoulli_log_likelihood(crop(decoder.run(settled, steps)[:, :1]), x) for steps in (1, 2, 3)]
     torch.testing.assert_close(terms.log_likelihood, sum(after) / 3)
     torch.testing.assert_close(terms.outcome.float(), decoder.run(settled, drawn["steps"]), rtol=0.01, atol=0.01)

@@ -6,6 +6,7 @@ doublings lead from 2 × 2 to the whole.
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 
 import torch
@@ -235,7 +236,7 @@ class DoublingDecoder(CellDecoder):
         """Yield the cell state `(B, C, H, W)` after the seed, after each doubling and after each step.
 
         Args:
-            z: latents `(B, C)`.
+            z: latents `(B, D)`.
 
         Raises:
             ValueError: at the first state, if `z` has another shape.
@@ -250,22 +251,27 @@ class DoublingDecoder(CellDecoder):
             yield state
 
     def forward(self, z: Tensor) -> Tensor:
-        """Logits `(B, 1, 28, 28)` for latents `(B, C)`: channel 0 of the last grid, cropped to the image."""
+        """Logits `(B, 1, 28, 28)` for latents `(B, D)`: channel 0 of the last grid, cropped to the image."""
         final = deque(self.grow(z), maxlen=1).pop()  # (B, C, 32, 32)
         return pixel_logits(final)  # (B, 1, 28, 28)
 
 
 class PersistentDecoder(DoublingDecoder):
-    """A doubling VNCA that goes on living on its last grid. It is not in the paper.
+    """A doubling VNCA that goes on living on its last grid and grows up there. It is not in the paper.
 
     It grows as `DoublingDecoder` does. On the 32 × 32 grid it is then judged, and trained with a pool and damage
     (`vnca.objectives.PersistentElbo`), after every number of steps from `min_steps` to `max_steps`; `grow` and
-    `forward` take their mean, `last_steps`, so that a latent always gives the same image. The weights are those of a
-    `DoublingDecoder`, so it can begin with one that was trained.
+    `forward` take their mean, `last_steps`, so that a latent always gives the same image.
+
+    Cells of the last grid do not divide any more, and so they age. The age is one more channel, the last one, from 0
+    after the last doubling to 1 after 32 steps. What the update wants to change is multiplied by one minus the age, as
+    in `cells.MaturingUpdate`. So a grown-up cell stays as it is. Damage sets the age to zero, too: the cells of a hole
+    are young. The update neither reads nor writes the age. So the weights are those of a `DoublingDecoder`, and this
+    one can begin with those of one that was trained.
 
     Args:
         channels, hidden, steps, residual_blocks: of the growth, as for `DoublingDecoder`; `steps` in each stage but
-            the last.
+            the last. A cell has one channel more than `channels`, its age.
         min_steps, max_steps: the range of steps on the last grid in training.
 
     Raises:
@@ -283,6 +289,7 @@ class PersistentDecoder(DoublingDecoder):
     ):
         super().__init__(channels, hidden, steps, residual_blocks)
         _require_range(self, min_steps, max_steps)
+        self.channels = channels + 1
         self.min_steps, self.max_steps = min_steps, max_steps
         self.last_steps = (min_steps + max_steps) // 2
 
@@ -291,8 +298,34 @@ class PersistentDecoder(DoublingDecoder):
         plan = super().schedule()
         return plan[: len(plan) - self.steps] + [("step", GRID_SIZE)] * self.last_steps
 
+    def seed(self, z: Tensor, size: int) -> Tensor:
+        """The first grid: in every cell the latent, and an age of zero: `(B, D)` -> `(B, D + 1, size, size)`.
+
+        Raises:
+            ValueError: if `z` has another shape.
+        """
+        _require_latents(z, self.latent_size)
+        return cells.seed(F.pad(z, (0, 1)), size)
+
+    def step(self, state: Tensor) -> Tensor:
+        """One step, in which cells of the last grid age: `(B, C, H, W)` -> `(B, C, H, W)`."""
+        return self._live(super().step, state)
+
+    def stepper(self) -> Callable[[Tensor], Tensor]:
+        """As in `CellDecoder`."""
+        step = super().stepper()
+        return step if step == self.step else partial(self._live, step)
+
+    def _live(self, step: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
+        state, age = state[:, :-1], state[:, -1:]  # (B, C - 1, H, W), (B, 1, H, W)
+        state = state.contiguous(memory_format=torch.channels_last)
+        youth = 1 - age
+        if state.shape[-1] == GRID_SIZE:
+            age = age + youth.clamp(max=1 / GRID_SIZE)
+        return torch.cat([torch.lerp(state, step(state).to(state.dtype), youth), age], dim=1)  # (B, C, H, W)
+
     def settle(self, z: Tensor) -> Tensor:
-        """The grid from which training counts the steps, after the last doubling: `(B, C)` -> `(B, C, 32, 32)`."""
+        """The grid from which training counts the steps, after the last doubling: `(B, D)` -> `(B, D + 1, 32, 32)`."""
         states = islice(self.grow(z), len(self.schedule()) - self.last_steps)
         return deque(states, maxlen=1).pop()
 

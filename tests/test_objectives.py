@@ -243,7 +243,7 @@ def test_only_fresh_samples_teach_the_encoder_and_nothing_flows_into_the_pool():
 
 
 def test_outcomes_go_to_their_places_with_their_images_and_nowhere_else():
-    persistent = full(PersistentElbo(model(), pool_size=20, resumed=4))
+    persistent = full(PersistentElbo(model(), pool_size=20))
     before = copy.deepcopy(persistent)
     drawn = persistent.draw(images(8), *generators())
     outcome = torch.arange(100.0, 108)[:, None, None, None].expand(8, CHANNELS, 32, 32)
@@ -258,7 +258,7 @@ def test_outcomes_go_to_their_places_with_their_images_and_nowhere_else():
 
 
 def test_the_pool_fills_and_only_filled_places_are_resumed():
-    persistent = PersistentElbo(model(), pool_size=16, resumed=4)
+    persistent = PersistentElbo(model(), pool_size=16)
     resumed = []
     for update in range(12):
         drawn = persistent.draw(images(8, update), *generators(update))
@@ -270,7 +270,7 @@ def test_the_pool_fills_and_only_filled_places_are_resumed():
 
 
 def test_a_state_that_is_not_finite_frees_its_place():
-    persistent = full(PersistentElbo(model(), pool_size=20, resumed=4))
+    persistent = full(PersistentElbo(model(), pool_size=20))
     drawn = persistent.draw(images(8), *generators())
     outcome = torch.ones(8, CHANNELS, 32, 32, dtype=torch.bfloat16)
     outcome[0, 1, 5, 5], outcome[6, 0, 0, 0] = torch.nan, torch.inf
@@ -336,7 +336,7 @@ def planting():
     torch.manual_seed(0)
     decoder = RegrowingDecoder(channels=5, hidden=4, min_steps=2, max_steps=3, latent_size=2)
     torch.nn.init.normal_(decoder.update.layers[-1].weight, std=0.1)
-    persistent = PersistentElbo(VAE(Encoder(2, width=2), decoder), pool_size=16, resumed=4, planted=True)
+    persistent = PersistentElbo(VAE(Encoder(2, width=2), decoder), pool_size=16, planted=True)
     with torch.no_grad():
         grown = decoder.run(decoder.seed(torch.randn(16, 2)), 40)
     persistent.pool.commit(torch.arange(16), grown)
@@ -543,25 +543,6 @@ def test_after_the_lessons_everything_is_as_without_them():
 def test_an_eighth_of_the_fresh_states_enters_the_pool():
     kept = PersistentElbo(model(), pool_size=40).draw(images(32), *generators())["kept"]
     assert kept.tolist() == [True] * 2 + [False] * 14 + [True] * 16
-
-
-def test_states_that_live_longer_let_fewer_fresh_ones_in():
-    persistent = objective(model(), pool_size=40, resumed=64)
-    assert len(persistent.pool) == 40
-    entering = Counter(persistent.draw(images(32), *generators(seed))["kept"][:16].sum().item() for seed in range(200))
-    assert set(entering) == {0, 1}, "a quarter of a state, on average"
-    assert 30 < entering[1] < 70
-
-
-def test_in_a_long_life_a_state_is_wounded_four_times():
-    for resumed, returning in ((4, 1), (8, 1), (64, 1 / 8)):
-        persistent = full(PersistentElbo(model(), pool_size=40, resumed=resumed))
-        kept = torch.stack([persistent.draw(images(32), *generators(seed))["kept"] for seed in range(60)])  # (60, 32)
-        assert kept[:, 24:].all(), "the others return"
-        assert kept[:, 16:24].float().mean().item() == pytest.approx(returning, abs=0.06)
-    assert PersistentElbo(model(), pool_size=40, resumed=64).draw(images(32), *generators())["kept"][16:].all(), (
-        "what takes an empty place has no wound"
-    )
 
 
 @pytest.mark.parametrize("lesson", [(5, 1), (0, 1), (1, 1), (64, 1), (8, 0)])

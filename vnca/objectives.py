@@ -23,8 +23,7 @@ from vnca.vae import VAE, bernoulli_log_likelihood, sample_posterior
 
 HOLE_SIZE = IMAGE_SIZE // 2  # cells along each side of a damage in training
 POOL_SIZE = 1024
-RESUMED = 8  # how often a state of the pool is resumed, on average
-WOUNDS = 4  # the most that a state of the pool has suffered, on average
+ENTERING = 1 / 16  # of a batch, the fresh states that enter the pool
 LARGEST = 20.0  # what a channel of a cell may grow to without a penalty
 PENALTY = 10.0  # nats for each unit beyond that, on average over cells and channels
 
@@ -135,13 +134,8 @@ class PersistentElbo(nn.Module):
 
     The first half of a batch is fresh: images are encoded and grown from their seeds. The second half goes on from
     states of the pool, each with the image it was grown for; half of those, a quarter of the batch, start with a hole
-    of 14 × 14 cells. Afterwards resumed states return to their places, and some of the fresh ones replace others, drawn
-    at random: as many as let a state be resumed `resumed` times on average. While the pool fills up, a place may be
-    drawn that is still empty: the sample is then fresh.
-
-    A wound takes with it what the cells knew of the image. With many of them in a long life, the pool would fill with
-    states that cannot know their images any more. So of the wounded states only as many return that a state suffers
-    four wounds on average; in the places of the others stays what was there before the wound.
+    of 14 × 14 cells. Afterwards resumed states return to their places, and an eighth of the fresh ones replace others,
+    drawn at random. While the pool fills up, a place may be drawn that is still empty: the sample is then fresh.
 
     Five things differ from the code of the VNCA paper's figure 9 (revision 4b2dc09 of its repository).
 
@@ -151,7 +145,7 @@ class PersistentElbo(nn.Module):
       likelihood is the mean over all numbers of the range: the same in expectation, without the noise of the draw.
       What is drawn is the number of steps after which the state goes into the pool.
     - There all fresh states enter the pool, and so a state is resumed once, on average, before another one takes its
-      place. Here it is resumed eight times or more, so that training sees what becomes of a state in the long run.
+      place. Here it is resumed eight times, so that training sees what becomes of a state in the long run.
     - No pixel shows the hidden channels, so nothing keeps them from growing from one resumption to the next; without a
       penalty they reached millions within 500 updates. The penalty is 10 times the mean, over cells and channels of
       the last state, of what exceeds 20 in absolute value, like the overflow loss of Niklasson et al.,
@@ -168,14 +162,13 @@ class PersistentElbo(nn.Module):
     Args:
         model: a `VAE` with a `RegrowingDecoder`, or a `PersistentDecoder`, whose steps count from its last doubling.
         pool_size: states in the pool.
-        resumed: how often a state of the pool is resumed, on average, before a fresh one takes its place.
         planted: whether wounded cells learn to read the genome of another image. It is not in the paper.
 
     Raises:
         ValueError: if the decoder is another one, or `planted` is asked for and its cells have no genome.
     """
 
-    def __init__(self, model: VAE, pool_size: int = POOL_SIZE, resumed: int = RESUMED, planted: bool = False):
+    def __init__(self, model: VAE, pool_size: int = POOL_SIZE, planted: bool = False):
         super().__init__()
         if not isinstance(model.decoder, PersistentDecoder | RegrowingDecoder):
             raise ValueError(
@@ -185,7 +178,6 @@ class PersistentElbo(nn.Module):
         if planted and not isinstance(model.decoder.update, cells.MaturingUpdate):
             raise ValueError("only cells with a genome can get another's: the latent needs fewer numbers than channels")
         self.model = model
-        self.resumed = resumed
         self.planted = planted
         states = torch.zeros(pool_size, model.decoder.channels, GRID_SIZE, GRID_SIZE, dtype=torch.bfloat16)
         self.pool = Pool(states.to(memory_format=torch.channels_last))
@@ -210,13 +202,10 @@ class PersistentElbo(nn.Module):
         second_half = index >= size - half
         resumed = second_half & self.filled[place]  # (B,)
         wounded = half if self.planted else size // 4
-        hurt = resumed & (index < size - half + wounded)
-        healing = torch.rand(size, generator=generator, device=x.device) * self.resumed < 2 * WOUNDS  # (B,) may return
         hole = _wound(start[size - half : size - half + wounded], host)  # (wounded, 1, 32, 32)
         hole = F.pad(hole, (0, 0, 0, 0, 0, 0, size - half, half - wounded))  # (B, 1, 32, 32)
         planted = resumed & (index >= size - half // 2) if self.planted else torch.zeros_like(resumed)
         past = _column(resumed) & ~(_column(planted) & crop(hole))  # pixels wanted as they were
-        entering = int(half / self.resumed + torch.rand((), generator=host))  # a fraction is left to chance
         decoder = self.model.decoder
         return {
             "x": torch.where(_column(resumed & ~planted), self.images[place], x).to(x.dtype),
@@ -226,7 +215,7 @@ class PersistentElbo(nn.Module):
             "resumed": resumed,
             "planted": planted,
             "place": place,
-            "kept": (second_half & ~planted & (healing | ~hurt)) | (index < entering),
+            "kept": (second_half & ~planted) | (index < max(1, round(ENTERING * size))),
             "steps": int(torch.randint(decoder.min_steps, decoder.max_steps + 1, (), generator=host)),
         }
 
@@ -406,12 +395,7 @@ class CoarseToFine(nn.Module):
 
 
 def objective(
-    model: VAE,
-    lessons: Sequence[tuple[int, int]] = (),
-    samples: int = 1,
-    pool_size: int = POOL_SIZE,
-    resumed: int = RESUMED,
-    planted: bool = False,
+    model: VAE, lessons: Sequence[tuple[int, int]] = (), samples: int = 1, planted: bool = False
 ) -> Elbo | ImportanceWeighted | PersistentElbo | CoarseToFine:
     """What to train a model with.
 
@@ -428,7 +412,7 @@ def objective(
         return Elbo(model) if samples == 1 else ImportanceWeighted(model, samples)
     if samples != 1:
         raise ValueError(f"a {name} is trained with 1 sample an image, not with {samples}")
-    persistent = PersistentElbo(model, pool_size, resumed, planted)
+    persistent = PersistentElbo(model, planted=planted)
     return CoarseToFine(persistent, lessons) if lessons else persistent
 
 

@@ -29,8 +29,6 @@ class TrainConfig:
         encoder_from: weights whose encoder to start with, likewise.
         lessons: what the update of a regrowing decoder learns on small grids first, see `vnca.objectives.CoarseToFine`:
             pairs of the side of the grid and the number of updates, which count among those of the run.
-        pool_size: states in the pool of a regrowing or persistent decoder, see `vnca.objectives.PersistentElbo`.
-        resumed: how often one of them is resumed, on average.
         planted: whether wounded cells with a genome also get that of another image, see `vnca.objectives`.
         samples: of the latent for each image. With more than one the loss is the importance-weighted bound.
         seed: of the initial weights and of every random choice.
@@ -54,8 +52,6 @@ class TrainConfig:
     init_from: str | None = None
     encoder_from: str | None = None
     lessons: tuple[tuple[int, int], ...] = ()
-    pool_size: int = 1024
-    resumed: int = 8
     planted: bool = False
     samples: int = 1
     seed: int = 0
@@ -65,8 +61,7 @@ class TrainConfig:
         if (self.updates is None) == (self.minutes is None):
             raise ValueError(f"a run has updates or minutes, one of the two, not {self.updates} and {self.minutes}")
         fewest = 0 if self.model.components else 1
-        one_or_more = {"batch_size": 1, "samples": 1, "pool_size": 1, "resumed": 1}
-        for name, least in {"updates": fewest, "warmup": 0, "kl_warmup": 0, **one_or_more}.items():
+        for name, least in (("updates", fewest), ("batch_size", 1), ("warmup", 0), ("kl_warmup", 0), ("samples", 1)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 raise ValueError(f"{name} is a whole number, at least {least}, not {value}")

@@ -160,9 +160,7 @@ class _Run:
             _require_cells(model.decoder, "--recompute").recompute = True
         if compiled:
             compile_update(_require_cells(model.decoder, "--compile"))
-        self.objective = objective(
-            model, config.lessons, config.samples, config.pool_size, config.resumed, config.planted
-        ).to(accelerator.device)
+        self.objective = objective(model, config.lessons, config.samples, config.planted).to(accelerator.device)
         optimizer = torch.optim.Adam(self.objective.parameters(), lr=config.learning_rate, fused=True)
         self.parallel, self.optimizer = accelerator.prepare(self.objective, optimizer)
         self.recorded = Recorded(self.forward_and_backward, [*self.objective.parameters()])

@@ -20,8 +20,8 @@ from vnca import export, files, growing, masks
 from vnca.decoders import GRID_SIZE, IMAGE_SIZE
 
 LIVE = Path(__file__).resolve().parent.parent / "book" / "_static" / "live"
-MODELS = ("doubling-mnist-small", "maturing-mnist-small")  # of cells
-ENCODED = "maturing-mnist-small"  # its encoder, too
+MODELS = ("doubling-mnist-small", "persistent-mnist-small")  # of cells
+ENCODED = "persistent-mnist-small"  # its encoder, too
 WALKED = "conv-mnist-small"  # its decoder alone
 PLANT = "toadstool"
 INK, PAPER = (0x1C, 0x27, 0x33), (0xFB, 0xFA, 0xF6)  # those of live.css in the light
@@ -42,9 +42,9 @@ def model_scripts() -> dict[str, str]:
 
 @torch.no_grad()
 def grown_digit() -> torch.Tensor:
-    """A digit of the regrowing cells, `(32, 32)` amounts of ink, border and all."""
-    model = vnca.load("maturing-mnist-small")
-    z = torch.randn(1, model.latent_size, generator=torch.Generator().manual_seed(0))
+    """A digit of the cells that stay, `(32, 32)` amounts of ink, border and all."""
+    model = vnca.load("persistent-mnist-small")
+    z = torch.randn(1, model.latent_size, generator=torch.Generator().manual_seed(18))
     *_, last = model.decoder.grow(z)
     return last[0, 0].sigmoid()
 
@@ -67,9 +67,9 @@ def stages_of_growth() -> torch.Tensor:
 
 @torch.no_grad()
 def completions_of_a_digit() -> torch.Tensor:
-    """A sample of the regrowing cells with a hole, and three completions of it, two by two."""
-    model = vnca.load("maturing-mnist-small")
-    x = model.sample(1, torch.Generator().manual_seed(17)).round()
+    """A sample of the cells that stay with a hole, and three completions of it, two by two."""
+    model = vnca.load("persistent-mnist-small")
+    x = model.sample(1, torch.Generator().manual_seed(35)).round()
     observed = masks.center_square(1, 12)
     found = vnca.inpaint(model, x, observed, 3, torch.Generator().manual_seed(0))
     return tiles([torch.where(observed, x, 0.5)[0, 0], *found[:, 0, 0]])

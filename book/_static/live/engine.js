@@ -52,6 +52,7 @@
     #rule;
     #seed;
     #genome;
+    #aging;
     #random = new Random(0);
 
     /**
@@ -61,10 +62,11 @@
     static async load(name) {
       const model = modelWith("update", name);
       const engine = new Engine();
-      engine.#network = await vncaLive.Network.load(model, model.update, model.grid);
+      engine.#network = await vncaLive.Network.load(model, model.update, model.grid, model.channels);
       engine.#rule = model.rule;
       engine.#seed = model.seed;
       engine.#genome = model.genome; // how many of the last channels, if any; such cells mature
+      engine.#aging = model.aging; // side of the grid on which cells age, if any
       engine.name = model.name;
       engine.channels = model.channels;
       engine.latentSize = model.latentSize;
@@ -87,7 +89,7 @@
     }
 
     /**
-     * Starts over with copies of a latent, in the last channels of every cell.
+     * Starts over with copies of a latent in every cell: in the last channels, or before the age if that is the last.
      *
      * @param {Float32Array} z (latentSize,)
      * @param {number} size side of the grid; by default what the model's growth starts with
@@ -97,7 +99,8 @@
         throw new RangeError(`a latent of this model has ${this.latentSize} numbers, not ${z.length}`);
       }
       this.clear(size);
-      z.forEach((value, index) => this.#channel(this.channels - this.latentSize + index).fill(value));
+      const first = this.#aging ? 0 : this.channels - this.latentSize;
+      z.forEach((value, index) => this.#channel(first + index).fill(value));
     }
 
     /** Puts the seed of an automaton into one cell: its channels from opacity on become 1, those before it 0. */
@@ -110,23 +113,35 @@
     *step() {
       if (this.#rule) yield* this.#stepOfLiving();
       else if (this.#genome) yield* this.#stepOfMaturing();
+      else if (this.#aging === this.size) yield* this.#stepOfAging();
       else yield* this.#network.run(this.size, true);
     }
 
-    /** A step of cells that have a genome and, in channel 1, an age: the older a cell is, the less it changes. */
+    /** A step of cells that have a genome and, in channel 1, an age. */
     *#stepOfMaturing() {
-      const { size } = this;
-      const { address } = yield* this.#network.run(size, false);
-      const age = this.#channel(1);
-      const young = age.map((value) => 1 - value);
       const written = this.channels - this.#genome - 1; // channels: the pixel and all after the age
-      for (let index = 0; index < written; index++) {
-        const state = this.#channel(index === 0 ? 0 : index + 1);
-        const change = this.#network.channelAt(address, index, size);
-        for (let cell = 0; cell < state.length; cell++) state[cell] += young[cell] * change[cell];
-      }
-      for (let cell = 0; cell < age.length; cell++) age[cell] += Math.min(1 / size, young[cell]);
+      const { address } = yield* this.#network.run(this.size, false);
+      this.#live(address, Array.from({ length: written }, (_, index) => (index === 0 ? 0 : index + 1)), 1);
       this.#inherit();
+    }
+
+    /** A step of cells of the last grid, whose age is the last channel. */
+    *#stepOfAging() {
+      const age = this.channels - 1;
+      const { address } = yield* this.#network.run(this.size, false);
+      this.#live(address, Array.from({ length: age }, (_, index) => index), age);
+    }
+
+    /** Adds a change to these channels, one after another, less of it the older a cell is; then all grow older. */
+    #live(address, channels, ageChannel) {
+      const age = this.#channel(ageChannel);
+      const youth = age.map((value) => 1 - value);
+      channels.forEach((channel, index) => {
+        const state = this.#channel(channel);
+        const change = this.#network.channelAt(address, index, this.size);
+        for (let cell = 0; cell < state.length; cell++) state[cell] += youth[cell] * change[cell];
+      });
+      for (let cell = 0; cell < age.length; cell++) age[cell] += Math.min(1 / this.size, youth[cell]);
     }
 
     /** A cell that has lost its genome, the last channels, takes the mean of its neighbors'; all others keep theirs. */

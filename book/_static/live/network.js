@@ -85,6 +85,21 @@
   const biasCount = (layer) => (layer.bias ? layer.out : 0);
   const countAll = (layers) => sum(layers, (layer) => weightCount(layer) + biasCount(layer));
 
+  /** Whole numbers of `bits` bits, at most 16, one right behind the other; then scales and biases. */
+  function inBits(bits) {
+    const bytes = (layers) => Math.ceil((bits * sum(layers, weightCount)) / 8);
+    const numberAt = (view, index) => {
+      const first = index * bits, byte = first >> 3;
+      // Three bytes are there: behind the numbers come the scales.
+      const three = (view.getUint16(byte) << 8) | view.getUint8(byte + 2);
+      return ((three >> (24 - bits - (first & 7))) & ((1 << bits) - 1)) - (1 << (bits - 1));
+    };
+    return {
+      bytes: (layers) => bytes(layers) + bytesOfFloats(layers),
+      weights: (view, layers) => scaled(view, layers, bytes(layers), (index) => numberAt(view, index)),
+    };
+  }
+
   // How many bytes the weights of some layers take, and how to read them; vnca/export.py writes them.
   const READERS = {
     float16: {
@@ -95,20 +110,14 @@
       bytes: (layers) => 4 * countAll(layers),
       weights: (view, layers) => numbers(countAll(layers), (i) => view.getFloat32(4 * i, true)),
     },
-    int12: {
-      bytes: (layers) => bytesOfPairs(layers) + bytesOfFloats(layers),
-      weights: (view, layers) => scaled(view, layers, bytesOfPairs(layers), (index) => {
-        const byte = 3 * (index >> 1);
-        return (index & 1 ? view.getUint16(byte + 1) & 4095 : view.getUint16(byte) >> 4) - 2048;
-      }),
-    },
+    int10: inBits(10),
+    int12: inBits(12),
     int16: {
       bytes: (layers) => 2 * sum(layers, weightCount) + bytesOfFloats(layers),
       weights: (view, layers) =>
         scaled(view, layers, 2 * sum(layers, weightCount), (index) => view.getInt16(2 * index, true)),
     },
   };
-  const bytesOfPairs = (layers) => 3 * Math.ceil(sum(layers, weightCount) / 2);
   const bytesOfFloats = (layers) => 4 * sum(layers, (layer) => layer.out + biasCount(layer));
 
   function* numbers(count, at) {
@@ -160,9 +169,10 @@
      * @param {object} model what `vncaLive.addModel` got
      * @param {object[]} layers its `update`, `encoder` or `decoder`
      * @param {number} size the largest side of an input grid
+     * @param {number} [channels] of the input grid; the layers read the first ones
      * @returns {Promise<Network>} rejects with a readable Error if the model is damaged
      */
-    static async load(model, layers, size) {
+    static async load(model, layers, size, channels = layers[0].in) {
       const weights = await vncaLive.inSlices(decode(model));
       const network = new Network();
       let bytes = 0;
@@ -201,7 +211,7 @@
         return placed;
       });
       network.layers = place(layers, size, layers[0].in);
-      network.grid = reserve(wholeBlocks(layers[0].in) * strideOf(size));
+      network.grid = reserve(wholeBlocks(channels) * strideOf(size));
       network.columns = reserve(columns);
       network.scratch = [reserve(scratch), reserve(scratch), reserve(scratch)];
       network.kernel = await kernelWith(bytes);

@@ -18,15 +18,15 @@ base64 text. A script, because pages that are opened as files may load scripts a
 - `rule` of an automaton whose cells fire at random: `fireRate` and `living`, the channel and threshold of life.
 
 Weights in `"float16"` or `"float32"` follow each other, little-endian, in the order of the layers: `(out, in, kernel,
-kernel)`, then the bias. In `"int10"`, `"int12"` and `"int16"` each output channel has a scale, and its weights are
-whole numbers times that. First come all those numbers: in 10 or 12 bits from -511 to 511 or from -2047 to 2047, plus
-512 or 2048, one right behind the other, the highest bit first; or from -32767 to 32767 in two bytes each,
+kernel)`, then the bias. In `"int10"`, `"int12"`, `"int14"` and `"int16"` each output channel has a scale, and its
+weights are whole numbers times that. First come all those numbers: in 10 bits from -511 to 511, plus 512, one right
+behind the other, the highest bit first, likewise in 12 and 14 bits; or from -32767 to 32767 in two bytes each,
 little-endian. Then, layer by layer, the scales and the bias in float32.
 
 Decoder and encoder go into scripts of their own, because most pages need only the decoder. Growth feeds every error
-back into itself, so doubling cells come in float16, maturing ones in int16, which is finer, and those that never come
-to rest, which are small, in float32. Decoders without cells are large and forgiving, so they come in int12: a quarter
-smaller than float16, and as exact in what they say about an image. Encoders are as large and more forgiving: in int10
+back into itself, so doubling cells come in int14, maturing ones, which take more steps, in int16, and those that never
+come to rest, which are small, in float32. Decoders without cells are large and forgiving: int12 is as exact in what
+they say about an image as float16 would be, and a quarter smaller. Encoders are as large and more forgiving: in int10
 the Gaussian that they name is off by a thousandth of a nat.
 """
 
@@ -44,14 +44,14 @@ import torch
 from torch import Tensor, nn
 
 from vnca import files, growing, pretrained
-from vnca.cells import MaturingUpdate, Residual, SimpleUpdate
+from vnca.cells import MaturingUpdate, Residual, SimpleUpdate, Update
 from vnca.decoders import BORDER, GRID_SIZE, IMAGE_SIZE, CellDecoder, ConvDecoder, PersistentDecoder
 from vnca.priors import StandardNormal
 from vnca.vae import VAE
 
 FORMAT = 1
 ACTIVATIONS = {nn.ELU: "elu", nn.ReLU: "relu"}
-FINER = {MaturingUpdate: "int16", SimpleUpdate: "float32"}  # cells that float16 is too coarse for
+PRECISIONS = {Update: "int14", MaturingUpdate: "int16", SimpleUpdate: "float32"}  # of cells
 
 
 def export(name: str | os.PathLike, folder: str | os.PathLike, float32: bool = False) -> list[Path]:
@@ -85,13 +85,12 @@ def decoder_script(model: VAE, name: str, float32: bool = False) -> str:
     """The script of a VAE's decoder: for an `Engine` in the page if it is made of cells, else for a `Decoder`.
 
     Raises:
-        ValueError: if it is of a class, or has a layer, that the pages do not know, if the prior was learned, or if a
-            weight is too large for float16.
+        ValueError: if it is of a class, or has a layer, that the pages do not know, or if the prior was learned.
     """
     if not isinstance(model.prior, StandardNormal):
         raise ValueError(f"the pages draw latents from the standard normal, but {name} has a prior that was learned")
     if isinstance(model.decoder, CellDecoder):
-        precision = FINER.get(type(model.decoder.update), "float16")
+        precision = PRECISIONS[type(model.decoder.update)]
         return _cells_script(model.decoder, name, "float32" if float32 else precision)
     if isinstance(model.decoder, ConvDecoder):
         return _images_script(model.decoder, name, "float32" if float32 else "int12")
@@ -249,6 +248,7 @@ ENCODINGS: dict[str, Callable[[list[np.ndarray]], bytes]] = {
     "float32": lambda tensors: b"".join(tensor.astype("<f4").tobytes() for tensor in tensors),
     "int10": lambda tensors: _in_bits(tensors, 10),
     "int12": lambda tensors: _in_bits(tensors, 12),
+    "int14": lambda tensors: _in_bits(tensors, 14),
     "int16": lambda tensors: _scaled(tensors, 32767, lambda numbers: numbers.astype("<i2").tobytes()),
 }
 

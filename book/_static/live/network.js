@@ -112,6 +112,7 @@
     },
     int10: inBits(10),
     int12: inBits(12),
+    int14: inBits(14),
     int16: {
       bytes: (layers) => 2 * sum(layers, weightCount) + bytesOfFloats(layers),
       weights: (view, layers) =>

@@ -1,5 +1,7 @@
 """The decoders: the paper's figures, the schedule of growth, and what they refuse."""
 
+import sys
+import types
 from copy import deepcopy
 
 import pytest
@@ -9,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vnca import ConvDecoder, DoublingDecoder, PersistentDecoder, RegrowingDecoder, cells
+from vnca import ConvDecoder, DoublingDecoder, PersistentDecoder, RegrowingDecoder, cells, decoders
 from vnca.decoders import compile_update
 from vnca.vae import ModelConfig, build
 
@@ -73,8 +75,13 @@ def test_grow_follows_its_schedule(decoder):
     schedule = decoder.schedule()
     assert [state.shape for state in states] == [(2, decoder.channels, size, size) for _, size in schedule]
     for before, after, (event, _) in zip(states, states[1:], schedule[1:], strict=False):
-        expected = cells.double(before) if event == "double" else decoder.step(before)
-        torch.testing.assert_close(after, expected)
+        if event == "double":
+            torch.testing.assert_close(after, cells.double(before))
+        elif not isinstance(decoder, PersistentDecoder):
+            torch.testing.assert_close(after, before + decoder.update(before))
+        else:
+            change = (1 - before[:, -1:]) * decoder.update(before[:, :-1])
+            torch.testing.assert_close(after[:, :-1], before[:, :-1] + change)
 
 
 @pytest.mark.parametrize("decoder", [small_decoder(), regrowing_decoder(), persistent_decoder()])
@@ -115,6 +122,19 @@ def test_cells_of_the_last_grid_change_less_the_older_they_are():
         torch.testing.assert_close(after[:, :-1], state[:, :-1] + (1 - age / 32) * change)
         torch.testing.assert_close(after[:, -1], torch.full_like(after[:, -1], (age + 1) / 32))
         state = after
+
+
+@torch.no_grad()
+def test_a_persistent_decoder_ages_in_fused_steps_too(monkeypatch):
+    decoder, z = persistent_decoder(), torch.randn(2, 4)
+    expected = decoder(z)
+    fused = types.ModuleType("vnca.fused")
+    fused.FusedSteps = lambda update, dtype: lambda state: state + 2 * update(state)  # not the same, to be told apart
+    monkeypatch.setitem(sys.modules, "vnca.fused", fused)
+    monkeypatch.setattr(decoders, "_can_fuse", lambda update: True)
+    for layer in (decoder.update.layers[-1].weight, decoder.update.layers[-1].bias):
+        layer.data.div_(2)
+    torch.testing.assert_close(decoder(z), expected)
 
 
 @torch.no_grad()
@@ -276,7 +296,11 @@ def gradients(decoder, z) -> list[torch.Tensor]:
     return list(torch.autograd.grad(decoder(z).square().sum(), [z, *decoder.parameters()]))
 
 
-@pytest.mark.parametrize("decoder", [small_decoder(2), regrowing_decoder()], ids=["doubling", "regrowing"])
+@pytest.mark.parametrize(
+    "decoder",
+    [small_decoder(2), persistent_decoder(), regrowing_decoder()],
+    ids=["doubling", "persistent", "regrowing"],
+)
 def test_recomputed_steps_give_the_same_gradients(decoder):
     z = torch.randn(2, 4)
     expected = gradients(decoder, z)

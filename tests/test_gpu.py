@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vnca import load, training
-from vnca.decoders import DoublingDecoder, crop
+from vnca.decoders import DoublingDecoder, PersistentDecoder, crop
 from vnca.presets import TrainConfig
 from vnca.recording import EAGER
 from vnca.vae import ModelConfig
@@ -33,9 +33,10 @@ def gradients(decoder, z, target, fuse, dtype, every=False):
 
 @pytest.mark.parametrize("channels", [64, 128, 256])
 @pytest.mark.parametrize(("batch_size", "every"), [(3, False), (64, False), (64, True)])
-def test_fused_steps_are_as_exact_as_layers(channels, batch_size, every):
+@pytest.mark.parametrize("kind", [DoublingDecoder, PersistentDecoder])
+def test_fused_steps_are_as_exact_as_layers(kind, channels, batch_size, every):
     torch.manual_seed(0)
-    decoder = DoublingDecoder(channels, channels, steps=2).cuda().to(memory_format=torch.channels_last)
+    decoder = kind(channels, channels, steps=2).cuda().to(memory_format=torch.channels_last)
     torch.nn.init.normal_(decoder.update.layers[-1].weight, std=0.02)
     z = torch.randn(batch_size, channels, device="cuda")
     target = torch.randn(batch_size, 1, 28, 28, device="cuda")

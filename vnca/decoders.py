@@ -92,7 +92,7 @@ class CellDecoder(nn.Module):
     Attributes:
         latent_size: size `D` of the latent.
         channels: channels `C` of a cell, at least as many.
-        update: maps a cell state to its change, both `(B, C, H, W)`.
+        update: maps a cell state to its change, both `(B, C, H, W)`; of a persistent decoder both without the age.
         recompute: compute each step a second time in the backward pass instead of keeping what is inside it. A step
             then keeps its state alone; training takes about a third more arithmetic. False unless set.
         fuse: take the steps by the kernels of `vnca.fused` where they can. True unless set.
@@ -105,7 +105,7 @@ class CellDecoder(nn.Module):
     fuse = True
 
     def seed(self, z: Tensor, size: int) -> Tensor:
-        """The first grid, with the latent in the last channels of every cell: `(B, D)` -> `(B, C, size, size)`.
+        """The first grid, with the latent in every cell, in its last channels: `(B, D)` -> `(B, C, size, size)`.
 
         Raises:
             ValueError: if `z` has another shape.
@@ -317,7 +317,7 @@ class PersistentDecoder(DoublingDecoder):
         return step if step == self.step else partial(self._live, step)
 
     def _live(self, step: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
-        state, age = state[:, :-1], state[:, -1:]  # (B, C - 1, H, W), (B, 1, H, W)
+        state, age = state[:, :-1], state[:, -1:].detach()  # (B, C - 1, H, W), (B, 1, H, W)
         state = state.contiguous(memory_format=torch.channels_last)
         youth = 1 - age
         if state.shape[-1] == GRID_SIZE:

@@ -27,7 +27,7 @@ Decoder and encoder go into scripts of their own, because most pages need only t
 back into itself, so doubling cells come in int14, maturing ones, which take more steps, in int16, and those that never
 come to rest, which are small, in float32. Decoders without cells are large and forgiving: int12 is as exact in what
 they say about an image as float16 would be, and a quarter smaller. Encoders are as large and more forgiving: in int10
-the Gaussian that they name is off by a thousandth of a nat.
+the Gaussian that they name is off by a thousandth of a nat. The small automaton comes in float16.
 """
 
 import base64
@@ -85,13 +85,16 @@ def decoder_script(model: VAE, name: str, float32: bool = False) -> str:
     """The script of a VAE's decoder: for an `Engine` in the page if it is made of cells, else for a `Decoder`.
 
     Raises:
-        ValueError: if it is of a class, or has a layer, that the pages do not know, or if the prior was learned.
+        ValueError: if it is of a class, or has a layer, that the pages do not know, if the prior was learned, or if a
+            weight is not finite.
     """
     if not isinstance(model.prior, StandardNormal):
         raise ValueError(f"the pages draw latents from the standard normal, but {name} has a prior that was learned")
     if isinstance(model.decoder, CellDecoder):
-        precision = PRECISIONS[type(model.decoder.update)]
-        return _cells_script(model.decoder, name, "float32" if float32 else precision)
+        update = type(model.decoder.update)
+        if update not in PRECISIONS:
+            raise ValueError(f"the pages know no update of the class {update.__name__}")
+        return _cells_script(model.decoder, name, "float32" if float32 else PRECISIONS[update])
     if isinstance(model.decoder, ConvDecoder):
         return _images_script(model.decoder, name, "float32" if float32 else "int12")
     raise ValueError(f"the pages know no decoder of the class {type(model.decoder).__name__}")
@@ -196,6 +199,8 @@ def automaton_script(automaton: growing.GrowingAutomaton, name: str, size: int, 
 def _script(name: str, header: dict, part: str, layers: nn.Sequential, precision: str) -> str:
     described = _described(layers)
     tensors = [tensor.detach().float().numpy() for tensor in _tensors(layers)]
+    if not all(np.isfinite(tensor).all() for tensor in tensors):
+        raise ValueError(f"the weights of {name} are not all finite numbers, so a page cannot run it")
     content = ENCODINGS[precision](tensors)
     model = {
         "format": FORMAT,
@@ -238,7 +243,7 @@ def _float16(tensors: list[np.ndarray]) -> bytes:
     largest, most = max(np.abs(tensor).max() for tensor in tensors), np.finfo(np.float16).max
     if largest > most:
         raise ValueError(
-            f"the largest weight is {largest:.6g}, and float16 ends at {most:.6g}: export with float32=True (--float32)"
+            f"the largest weight is {largest:.6g}, and float16 ends at {most:.6g}: export with float32=True"
         )
     return b"".join(tensor.astype("<f2").tobytes() for tensor in tensors)
 

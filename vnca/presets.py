@@ -337,7 +337,7 @@ PRESETS = {
     ),
     "mature-small": Preset(
         MATURE_SMALL,
-        "the regrowing VNCA of the live pages, whose cells have a genome and an age",
+        "the regrowing VNCA of chapter 5 whose cells have a genome and an age",
         minutes=70.0,
         nats=-102.6,
         hardware="one or two cores of an AMD EPYC",
@@ -347,6 +347,6 @@ PRESETS = {
         "as `mature-small`, but that wounded cells learn to read their genome",
     ),
     "persist-small": Preset(
-        PERSIST_SMALL, "what `small` trained, with a pool: a doubling VNCA that stays and heals, as in chapter 5"
+        PERSIST_SMALL, "what `small` trained, with a pool: the doubling VNCA of the live pages that stays and heals"
     ),
 }

@@ -255,8 +255,9 @@ class ModelConfig:
 
     Attributes:
         decoder: `"doubling"`, `"persistent"`, `"regrowing"` or `"conv"`.
-        latent_size: size `D` of the latent. The cells of decoders that double have as many channels, those of the
-            regrowing one too unless its options name another number of `channels`.
+        latent_size: size `D` of the latent. The cells of the doubling decoder have as many channels, those of the
+            persistent one have their age besides, and those of the regrowing one have as many, too, unless its options
+            name another number of `channels`.
         encoder_width: channels of the encoder's first convolution.
         decoder_options: further arguments of the decoder's class, such as `hidden` and `steps`.
         components: of a learned `MixturePrior`; 0 for the standard normal prior of the paper.

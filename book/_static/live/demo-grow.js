@@ -49,7 +49,7 @@ vncaLive.addDemo("grow", async (stage) => {
       engine.damageDisc(row, col, (RADIUS * engine.size) / engine.largest);
       awake = AWAKE;
     }),
-    () => stage.say(player.playing ? "Wounded. The cells around the hole close it." : "Wounded. Play lets it heal."),
+    () => stage.say(player.playing ? "Wounded. New cells close the hole." : "Wounded. Play lets it heal."),
   );
   stage.hint("Tap the digit or drag across it to wound it. With the keyboard: arrows move, Enter wounds.");
 });

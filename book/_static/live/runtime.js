@@ -21,7 +21,7 @@
     #image;
     #size;
     #ramp = new Uint32Array(256);
-    #at = { row: 0, col: 0 };
+    #at;
 
     constructor(parent, label, size) {
       const figure = make("figure", "live-figure", parent);
@@ -32,6 +32,7 @@
       this.#canvas.setAttribute("aria-label", label);
       this.#cursor = make("div", "live-cursor", frame);
       this.#context = this.#canvas.getContext("2d", { willReadFrequently: true });
+      this.#at = { row: size >> 1, col: size >> 1 };
       this.readColors();
       this.resize(size);
     }
@@ -45,11 +46,12 @@
       if (this.#caption.textContent !== text) this.#caption.textContent = text;
     }
 
-    /** Changes the side of the grid; the screen stays as large as it is. */
+    /** Changes the side of the grid; the screen stays as large as it is, and the cursor where it is on it. */
     resize(size) {
+      const by = size / (this.#size ?? size);
       this.#size = this.#canvas.width = this.#canvas.height = size;
       this.#image = this.#context.createImageData(size, size);
-      this.#moveTo(size >> 1, size >> 1);
+      this.#moveTo(Math.floor(this.#at.row * by), Math.floor(this.#at.col * by));
     }
 
     /** Reads ink and paper from the style sheet again, after the page went dark or light. */
@@ -96,20 +98,21 @@
       canvas.classList.add("live-touch");
       const touch = (event) => {
         const { row, col } = this.#cellAt(event);
-        const from = last ?? { row, col };
+        const goesOn = last?.size === this.#size; // else the grid has doubled under the finger
+        const from = goesOn ? last : { row, col };
         const steps = Math.max(1, Math.abs(row - from.row), Math.abs(col - from.col));
-        for (let i = last ? 1 : steps; i <= steps; i++) {
+        for (let i = goesOn ? 1 : steps; i <= steps; i++) {
           act(
             Math.round(from.row + ((row - from.row) * i) / steps),
             Math.round(from.col + ((col - from.col) * i) / steps),
           );
         }
-        last = { row, col };
+        last = { row, col, size: this.#size };
         this.#moveTo(row, col);
       };
-      const moved = ({ row, col }, event) => {
+      const moved = ({ row, col, size }, event) => {
         const cell = this.#cellAt(event);
-        return cell.row !== row || cell.col !== col;
+        return cell.row !== row || cell.col !== col || size !== this.#size;
       };
       canvas.addEventListener("pointerdown", (event) => {
         if (event.button !== 0 || !event.isPrimary) return;

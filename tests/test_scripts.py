@@ -603,10 +603,11 @@ def test_a_doubling_vnca_that_was_trained_to_stay_does_what_chapter_5_says():
 
     staying, maturing = "persistent-mnist-small", "maturing-mnist-small"
     assert all(nats(staying, 0) - nats(name, 0) > 20 for name in (maturing, "regrowing-mnist-small"))
-    assert 3 < nats("doubling-mnist-small", 0) - nats(staying, 0) < 5
-    assert 4 < nats(staying, 0) - nats(staying, 50) < 6
-    assert nats(staying, 200) < -500, "some have exploded"
-    assert wrong(staying, "25%", 16) < 1.05 * wrong(maturing, "25%", 16), "about as well"
-    assert wrong(staying, "50%", 16) > wrong(maturing, "50%", 16)
+    assert 3 < nats("doubling-mnist-small", 0) - nats(staying, 0) < 4
+    assert 0 < nats(staying, 0) - nats(staying, 50) < 1
+    assert nats(staying, 50) == nats(staying, 200) == nats(staying, 1000), "grown up"
+    others = set(entries) - {staying}
+    assert all(wrong(staying, "25%", 10) < wrong(name, "25%", step) for name in others for step in (16, 64, 192))
+    assert all(wrong(staying, share, 64) > wrong(maturing, share, 64) for share in ("50%", "75%"))
     run = json.loads((readme.ROOT / "results" / f"{staying}.json").read_text())["against"]
-    assert run["name"] == "doubling-mnist-small" and 2 < -run["difference"] < 3
+    assert run["name"] == "doubling-mnist-small" and 1.5 < -run["difference"] < 2.5

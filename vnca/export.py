@@ -156,7 +156,7 @@ def encoder_script(model: VAE, name: str, float32: bool = False) -> str:
     """The script of a VAE's encoder, images `(28, 28)` to mean and log-scale `(D,)`, for an `Encoder` in the page.
 
     Raises:
-        ValueError: if it has a layer that the pages do not know.
+        ValueError: if it has a layer that the pages do not know, or if a weight is not finite.
     """
     header = {"latentSize": model.latent_size, "image": IMAGE_SIZE, "border": BORDER}
     return _script(name, header, "encoder", model.encoder.layers, "float32" if float32 else "int10")
@@ -168,7 +168,7 @@ def automaton_script(automaton: growing.GrowingAutomaton, name: str, size: int, 
     Perception and the first layer of thought are linear: together they are one 3 × 3 convolution.
 
     Raises:
-        ValueError: if `size` is below 1, or a weight is too large for float16.
+        ValueError: if `size` is below 1, or a weight is not finite or too large for float16.
     """
     if size < 1:
         raise ValueError(f"a grid has at least 1 cell, not {size}")

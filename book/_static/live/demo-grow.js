@@ -17,7 +17,7 @@ vncaLive.addDemo("grow", async (stage) => {
     return awake-- > 0 ? engine.step() : null;
   };
   const draw = () => {
-    if (screen.size !== engine.size) screen.resize(engine.size);
+    screen.resize(engine.size);
     screen.paint(engine.readChannel(0).map((logit) => 1 / (1 + Math.exp(-logit))));
   };
 

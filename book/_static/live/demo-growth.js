@@ -76,7 +76,7 @@ vncaLive.addDemo("growth", async (stage) => {
 
   /** Colors from one hue over paper to the other, and ink for channel 0. */
   const paint = (screen, state, most) => {
-    if (screen.size !== state.size) screen.resize(state.size);
+    screen.resize(state.size);
     const values = state.channels[chosen.channel];
     if (chosen.channel === 0) return screen.paint(values.map(sigmoid));
     const { pixels, paper } = screen;

@@ -137,7 +137,7 @@ vncaLive.addDemo("inpaint", async (stage) => {
     screens.regrown.paint(regrown);
     screens.difference.paint(difference);
     screens.uncertainty.paint(film.spread.map((value) => 2 * value)); // at most 0.5
-    if (screens.cells.size !== frame.size) screens.cells.resize(frame.size);
+    screens.cells.resize(frame.size);
     screens.cells.paint(frame.ink);
     completions.forEach((screen, k) => screen.paint(film.painted[k]));
     describe(difference);

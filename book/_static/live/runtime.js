@@ -48,6 +48,7 @@
 
     /** Changes the side of the grid; the screen stays as large as it is, and the cursor where it is on it. */
     resize(size) {
+      if (size === this.#size) return;
       const by = size / (this.#size ?? size);
       this.#size = this.#canvas.width = this.#canvas.height = size;
       this.#image = this.#context.createImageData(size, size);

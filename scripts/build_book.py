@@ -1,4 +1,4 @@
-"""Build the book into `_build/html`: execute the chapters that changed, then make the pages.
+"""Build the book into `_build/html`: execute the chapters that changed, two at a time, then make the pages.
 
 An unchanged chapter is not executed again, unless what it computed could have changed: the package, the shipped
 weights, the environment or the data in reach. Then everything in `_build` is made anew.
@@ -10,12 +10,23 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+
+import nbformat
+import readme
+import yaml
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
+from jupyter_cache.executors.utils import ExecutionResult, single_nb_execution
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 STAMP = BUILD / "computed-with"
+CACHE = BUILD / ".jupyter_cache"  # where the builder looks for executed notebooks
+AT_ONCE = 2  # chapters: with a core for each, two need less time together than one after the other on both
 
 
 def digest_of_files(paths) -> str:
@@ -53,6 +64,42 @@ def computed_with(code: str) -> str:
     return "\n".join([sys.version, code, *installed(), *data_in_reach()])
 
 
+def execute_chapters() -> None:
+    """Execute the chapters that the cache does not hold, so that the builder, which takes one at a time, finds them.
+
+    A chapter that fails is left to the builder, which says where and why.
+    """
+    cache = get_cache(CACHE)
+    waiting = [path for path in readme.chapters() if not is_executed(path)]
+    # Before torch is imported in a kernel: more threads than cores wait for each other most of the time.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // AT_ONCE)))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        running = {pool.submit(execute, path): path for path in waiting}
+        for done in as_completed(running):
+            path, result = running[done], done.result()
+            print(f"{path.name}: {'failed' if result.err else 'executed'} after {result.time:.0f} s", flush=True)
+            if result.err is None:
+                bundle = CacheBundleIn(result.nb, str(path), data={"execution_seconds": result.time})
+                cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+
+
+def is_executed(path: Path) -> bool:
+    """Whether the cache holds a chapter with the code that it has now."""
+    try:
+        get_cache(CACHE).match_cache_notebook(nbformat.read(path, as_version=4))
+    except KeyError:
+        return False
+    return True
+
+
+def execute(path: Path) -> ExecutionResult:
+    """Execute a chapter as the builder would, alone in a folder."""
+    notebook = nbformat.read(path, as_version=4)
+    seconds = yaml.safe_load((ROOT / "_config.yml").read_text())["execute"]["timeout"]  # for a cell
+    with tempfile.TemporaryDirectory() as folder:
+        return single_nb_execution(notebook, cwd=folder, timeout=seconds, allow_errors=False)
+
+
 def build() -> int:
     # Read once: what changes while the chapters run has not taken part.
     code = code_in_use()
@@ -64,6 +111,7 @@ def build() -> int:
         subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], check=True)
         BUILD.mkdir()
         STAMP.write_text(computed_with(code))
+    execute_chapters()
     jupyter_book = Path(sys.executable).with_name("jupyter-book")
     status = subprocess.run([jupyter_book, "build", str(ROOT), "-W", "-n", "--keep-going"]).returncode
     # Once more: a chapter that downloads its data changes what is in reach.

@@ -10,6 +10,7 @@ import nbformat
 import pytest
 import readme
 import torch
+from jupyter_cache import get_cache
 
 from vnca import evaluation
 from vnca.presets import PRESETS, TrainConfig
@@ -523,6 +524,8 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.setattr(build_book, "ROOT", root)
     monkeypatch.setattr(build_book, "BUILD", root / "_build")
     monkeypatch.setattr(build_book, "STAMP", root / "_build" / "computed-with")
+    monkeypatch.setattr(build_book, "CACHE", root / "_build" / ".jupyter_cache")
+    monkeypatch.setattr(build_book.readme, "chapters", lambda: sorted((root / "book").glob("*.ipynb")))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("VNCA_DATA", str(tmp_path / "data"))
 
@@ -580,6 +583,38 @@ def test_a_change_while_the_chapters_run_counts_for_the_next_build(repository):
     build_book.build()
     repository.while_running = lambda: None
     assert not kept(repository)
+
+
+@pytest.fixture
+def two_chapters(repository):
+    """The first goes well and notes each time that it is executed; the second fails."""
+    (repository.root / "_config.yml").write_text("execute: {timeout: 60}")
+    note = repository.root / "note"
+    for name, code in [("good", f"open({str(note)!r}, 'a').write('x'); print(6 * 7)"), ("bad", "1 / 0")]:
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+        nbformat.write(notebook, repository.root / "book" / f"{name}.ipynb")
+    return SimpleNamespace(
+        good=repository.root / "book" / "good.ipynb", bad=repository.root / "book" / "bad.ipynb", note=note
+    )
+
+
+def test_the_builder_finds_what_the_chapters_computed(repository, two_chapters, capsys):
+    build_book.build()
+    assert build_book.is_executed(two_chapters.good) and not build_book.is_executed(two_chapters.bad)
+    _, notebook = get_cache(build_book.CACHE).merge_match_into_notebook(nbformat.read(two_chapters.good, as_version=4))
+    assert notebook.cells[0].outputs[0].text == "42\n"
+    assert "bad.ipynb: failed" in capsys.readouterr().out
+
+
+def test_a_chapter_is_executed_again_only_if_its_code_changed(repository, two_chapters):
+    build_book.build()
+    build_book.build()
+    assert two_chapters.note.read_text() == "x"
+    notebook = nbformat.read(two_chapters.good, as_version=4)
+    notebook.cells[0].source += "\nprint(43)"
+    nbformat.write(notebook, two_chapters.good)
+    build_book.build()
+    assert two_chapters.note.read_text() == "xx"
 
 
 def test_a_build_with_warnings_fails_again_when_repeated(repository, capsys):

@@ -1,5 +1,6 @@
 """The bounds, against a model whose likelihood is known; the closed forms, against Monte Carlo; what is refused."""
 
+import json
 import math
 
 import numpy as np
@@ -290,6 +291,9 @@ def test_the_papers_encoder_has_the_papers_channels():
         (lambda m: m.encode(np.zeros((1, 1, 28, 28))), "images are a torch.Tensor, not a ndarray: torch.as_tensor"),
         (lambda m: m.decode(np.zeros((1, 4))), "latents are a torch.Tensor, not a ndarray: torch.as_tensor"),
         (lambda m: vnca.DoublingDecoder(8.0), "channels is a whole number .*, not 8.0"),
+        (lambda m: vnca.DoublingDecoder(8, steps=2.0), "steps is a whole number .*, not 2.0"),
+        (lambda m: vnca.PersistentDecoder(8, max_steps=9.5), "max_steps is a whole number .*, not 9.5"),
+        (lambda m: vnca.RegrowingDecoder(8, 4, min_steps=9, max_steps=8), "0 <= min_steps <= max_steps, not 9 and 8"),
         (lambda m: vnca.RegrowingDecoder(8, 4.0), "hidden is a whole number .*, not 4.0"),
         (lambda m: vnca.RegrowingDecoder(8, 4.0, latent_size=4), "hidden is a whole number .*, not 4.0"),
         (lambda m: vnca.ConvDecoder(8, 2.0), "width is a whole number .*, not 2.0"),
@@ -303,3 +307,14 @@ def test_the_papers_encoder_has_the_papers_channels():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(small_model())
+
+
+def test_sizes_may_be_numpys():
+    four, one = np.int64(4), np.int64(1)
+    for decoder in (
+        vnca.DoublingDecoder(four, four, one, one),
+        vnca.PersistentDecoder(four, four, one, one, one, four),
+        vnca.RegrowingDecoder(four, four, one, four),
+    ):
+        assert decoder(torch.zeros(2, 4)).shape == (2, 1, 28, 28)
+        json.dumps([decoder.channels, decoder.latent_size, decoder.steps])  # as settings are saved

@@ -42,11 +42,12 @@ def _require_latents(z: Tensor, latent_size: int) -> None:
         raise ValueError(f"this decoder takes latents (B, {latent_size}), not {tuple(z.shape)}")
 
 
-def _require_range(decoder: nn.Module, min_steps: int, max_steps: int) -> None:
-    are_whole = isinstance(min_steps, int) and isinstance(max_steps, int)
-    if not are_whole or not 0 <= min_steps <= max_steps:
+def _range(decoder: nn.Module, min_steps: int, max_steps: int) -> list[int]:
+    min_steps, max_steps = whole(min_steps=min_steps, max_steps=max_steps)
+    if not 0 <= min_steps <= max_steps:
         name = type(decoder).__name__
-        raise ValueError(f"{name} needs whole numbers 0 <= min_steps <= max_steps, not {min_steps} and {max_steps}")
+        raise ValueError(f"{name} needs 0 <= min_steps <= max_steps, not {min_steps} and {max_steps}")
+    return [min_steps, max_steps]
 
 
 class ConvDecoder(nn.Module):
@@ -217,8 +218,9 @@ class DoublingDecoder(CellDecoder):
 
     def __init__(self, channels: int = 256, hidden: int = 256, steps: int = 8, residual_blocks: int = 4):
         super().__init__()
-        if not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"DoublingDecoder needs a whole number of steps >= 0, not {steps}")
+        channels, steps = whole(channels=channels, steps=steps)
+        if steps < 0:
+            raise ValueError(f"DoublingDecoder needs steps >= 0, not {steps}")
         self.channels = self.latent_size = channels
         self.steps = steps
         self.update = cells.Update(channels, hidden, residual_blocks)
@@ -288,10 +290,9 @@ class PersistentDecoder(DoublingDecoder):
         max_steps: int = 24,
     ):
         super().__init__(channels, hidden, steps, residual_blocks)
-        _require_range(self, min_steps, max_steps)
-        self.channels = channels + 1
-        self.min_steps, self.max_steps = min_steps, max_steps
-        self.last_steps = (min_steps + max_steps) // 2
+        self.channels += 1
+        self.min_steps, self.max_steps = _range(self, min_steps, max_steps)
+        self.last_steps = (self.min_steps + self.max_steps) // 2
 
     def schedule(self) -> list[tuple[str, int]]:
         """What `grow` does, as in `DoublingDecoder`, but with `last_steps` on the last grid."""
@@ -363,11 +364,10 @@ class RegrowingDecoder(CellDecoder):
         latent_size: int | None = None,
     ):
         super().__init__()
-        _require_range(self, min_steps, max_steps)
-        self.channels = channels
-        self.latent_size = channels if latent_size is None else latent_size
-        self.min_steps, self.max_steps = min_steps, max_steps
-        self.steps = (min_steps + max_steps) // 2
+        self.min_steps, self.max_steps = _range(self, min_steps, max_steps)
+        self.steps = (self.min_steps + self.max_steps) // 2
+        latent_size = channels if latent_size is None else latent_size
+        self.channels, self.latent_size = whole(channels=channels, latent_size=latent_size)
         if self.latent_size == channels:
             self.update = cells.SimpleUpdate(channels, hidden)
         else:

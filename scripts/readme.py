@@ -94,11 +94,18 @@ def colab(path: str) -> str:
 
 
 def render_chapters() -> str:
-    lines = ["| No. | Chapter | Run it |", "|---|---|---|"]
+    lines = ["| No. | Chapter | Takes | Run it |", "|---|---|---|---|"]
+    measured = json.loads((ROOT / "results" / "chapters.json").read_text(encoding="utf-8"))
+    slowest = {name: max(times.items(), key=lambda item: item[1]["seconds"]) for name, times in measured.items()}
     for number, notebook in enumerate(chapters(), start=1):
         path = notebook.relative_to(ROOT).as_posix()
         badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab(path)})"
-        lines.append(f"| {number} | [{title(notebook)}]({path}) | {badge} |")
+        figures = slowest[notebook.stem][1]
+        takes = f"{figures['seconds'] / 60:.0f} min, {figures['gigabytes']:.1f} GB"
+        lines.append(f"| {number} | [{title(notebook)}]({path}) | {takes} | {badge} |")
+    machines = "; ".join(sorted({machine for machine, _ in slowest.values()}))
+    minutes = sum(figures["seconds"] for _, figures in slowest.values()) / 60
+    lines.append(f"\nTime and memory: each chapter by itself, {machines}; all of them take {minutes:.0f} minutes.")
     return "\n".join(lines)
 
 

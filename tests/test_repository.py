@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+from graphlib import TopologicalSorter
 
 import pytest
 import readme
@@ -182,3 +183,25 @@ def test_cells_that_draw_say_what_the_picture_shows(path):
 def test_the_citation_names_the_version_of_the_package():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+
+
+def imports_of(module: str) -> set[str]:
+    """The modules of the package that one of them imports, at its head or within its functions."""
+    path = ROOT / "vnca" / f"{module}.py"
+    tree = ast.parse((path if path.exists() else path.with_suffix("") / "__init__.py").read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "vnca":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vnca."):
+            found.add(node.module.split(".")[1])
+    return found & set(MODULES)
+
+
+MODULES = sorted({path.stem for path in (ROOT / "vnca").glob("[a-z]*.py")} | {"pretrained"})
+
+
+def test_no_module_needs_one_that_needs_it():
+    """So that the package can be read in an order in which nothing is used before it was seen."""
+    order = list(TopologicalSorter({module: imports_of(module) for module in MODULES}).static_order())
+    assert order.index("cells") < order.index("decoders") < order.index("vae") < order.index("training")

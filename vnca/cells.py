@@ -156,8 +156,19 @@ class MaturingUpdate(nn.Module):
     def forward(self, state: Tensor) -> Tensor:
         age, genome = state[:, 1:2], state[:, -self.genome :]  # (B, 1, H, W), (B, G, H, W)
         change = self.layers(state) * (1 - age)  # (B, C - G - 1, H, W)
-        older = (1 - age).clamp(max=1 / max(state.shape[2:]))
-        return torch.cat([change[:, :1], older, change[:, 1:], inherit(genome)], dim=1)  # (B, C, H, W)
+        return torch.cat([change[:, :1], aging(age), change[:, 1:], inherit(genome)], dim=1)  # (B, C, H, W)
+
+
+def aging(age: Tensor) -> Tensor:
+    """By how much cells get older in a step: from 0 to 1 in as many steps as news needs to cross the grid.
+
+    Args:
+        age: of all cells, `(B, 1, H, W)` in [0, 1].
+
+    Returns:
+        The change `(B, 1, H, W)`.
+    """
+    return (1 - age).clamp(max=1 / max(age.shape[2:]))
 
 
 @torch.no_grad()

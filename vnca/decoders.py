@@ -320,10 +320,10 @@ class PersistentDecoder(DoublingDecoder):
     def _live(self, step: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
         state, age = state[:, :-1], state[:, -1:].detach()  # (B, C - 1, H, W), (B, 1, H, W)
         state = state.contiguous(memory_format=torch.channels_last)
-        youth = 1 - age
+        state = torch.lerp(state, step(state).to(state.dtype), 1 - age)
         if state.shape[-1] == GRID_SIZE:
-            age = age + youth.clamp(max=1 / GRID_SIZE)
-        return torch.cat([torch.lerp(state, step(state).to(state.dtype), youth), age], dim=1)  # (B, C, H, W)
+            age = age + cells.aging(age)
+        return torch.cat([state, age], dim=1)  # (B, C, H, W)
 
     def settle(self, z: Tensor) -> Tensor:
         """The grid from which training counts the steps, after the last doubling: `(B, D)` -> `(B, D + 1, 32, 32)`."""

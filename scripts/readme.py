@@ -105,7 +105,7 @@ def render_chapters() -> str:
         lines.append(f"| {number} | [{title(notebook)}]({path}) | {takes} | {badge} |")
     machines = "; ".join(sorted({machine for machine, _ in slowest.values()}))
     minutes = sum(figures["seconds"] for _, figures in slowest.values()) / 60
-    lines.append(f"\nTime and memory: each chapter by itself, {machines}; all of them take {minutes:.0f} minutes.")
+    lines.append(f"\nTime and memory: each chapter by itself, {machines}; all of them take {minutes:.1f} minutes.")
     return "\n".join(lines)
 
 
@@ -714,7 +714,7 @@ images = model.sample(16)  # pixel probabilities (16, 1, 28, 28)
 
 | | |
 |---|---|
-| log-likelihood | {nats} ± {standard_error:.2f} nats an image (bound with {num_samples} samples, {images}) |
+| log-likelihood | {nats} ± {standard_error:.2f} nats an image (bound with {num_samples} samples{precision}, {images}) |
 | ELBO | {elbo} ± {elbo_standard_error:.2f} nats |
 | latent | {latent_size} numbers |
 | parameters | {encoder:,} of the encoder, {decoder:,} of the decoder{prior} |
@@ -760,6 +760,7 @@ def card(name: str) -> str:
         nats=signed(run["nats"]),
         elbo=signed(run["elbo"]),
         images=of_all,
+        precision="" if run["evaluation"]["precision"] == "float32" else " in 16 bits",
         latent_size=run["config"]["model"]["latent_size"],
         options=options,
         stored="rounded to float16, which `vnca.load` turns back into float32" if rounded else "float32",

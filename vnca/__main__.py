@@ -266,7 +266,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
         "export",
         help="write a model as scripts for the book's pages",
         description="Write the decoder and the encoder of a model as scripts, NAME.js and NAME-encoder.js, which the "
-        "live figures of the book's pages run.",
+        "live figures of the book's pages run. Models whose prior was learned cannot be written.",
     )
     _add_weights(command)
     command.add_argument("--out", type=Path, required=True, help="the folder of the scripts")

@@ -236,7 +236,7 @@ PRESETS = {
     ),
     "small": Preset(
         TrainConfig(SMALL, "binarized-mnist", "train+valid", 12_000, 64, 1.5e-3),
-        "the VNCA of the live pages: small enough for two CPU cores",
+        "the VNCA that grows in the page of chapter 3: small enough for two CPU cores",
     ),
     "conv": Preset(
         TrainConfig(
@@ -347,6 +347,7 @@ PRESETS = {
         "as `mature-small`, but that wounded cells learn to read their genome",
     ),
     "persist-small": Preset(
-        PERSIST_SMALL, "what `small` trained, with a pool: the doubling VNCA of the live pages that stays and heals"
+        PERSIST_SMALL,
+        "what `small` trained, with a pool and cells that age: the VNCA of the live pages that stays and heals",
     ),
 }

@@ -21,6 +21,7 @@ import yaml
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from jupyter_cache.executors.utils import ExecutionResult, single_nb_execution
+from nbclient.exceptions import DeadKernelError
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
@@ -76,7 +77,12 @@ def execute_chapters() -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         running = {pool.submit(execute, path): path for path in waiting}
         for done in as_completed(running):
-            path, result = running[done], done.result()
+            path = running[done]
+            try:
+                result = done.result()
+            except DeadKernelError:  # perhaps for want of memory: the builder tries again, with nothing beside it
+                print(f"{path.name}: its kernel died", flush=True)
+                continue
             print(f"{path.name}: {'failed' if result.err else 'executed'} after {result.time:.0f} s", flush=True)
             if result.err is None:
                 bundle = CacheBundleIn(result.nb, str(path), data={"execution_seconds": result.time})
@@ -95,7 +101,7 @@ def is_executed(path: Path) -> bool:
 def execute(path: Path) -> ExecutionResult:
     """Execute a chapter as the builder would, alone in a folder."""
     notebook = nbformat.read(path, as_version=4)
-    seconds = yaml.safe_load((ROOT / "_config.yml").read_text())["execute"]["timeout"]  # for a cell
+    seconds = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["execute"]["timeout"]  # for a cell
     with tempfile.TemporaryDirectory() as folder:
         return single_nb_execution(notebook, cwd=folder, timeout=seconds, allow_errors=False)
 

@@ -606,6 +606,15 @@ def test_the_builder_finds_what_the_chapters_computed(repository, two_chapters, 
     assert "bad.ipynb: failed" in capsys.readouterr().out
 
 
+def test_a_chapter_whose_kernel_dies_is_left_to_the_builder(repository, two_chapters, capsys):
+    notebook = nbformat.read(two_chapters.bad, as_version=4)
+    notebook.cells[0].source = "import os; os._exit(1)"
+    nbformat.write(notebook, two_chapters.bad)
+    assert build_book.build() == 0
+    assert build_book.is_executed(two_chapters.good) and not build_book.is_executed(two_chapters.bad)
+    assert "bad.ipynb: its kernel died" in capsys.readouterr().out
+
+
 def test_a_chapter_is_executed_again_only_if_its_code_changed(repository, two_chapters):
     build_book.build()
     build_book.build()

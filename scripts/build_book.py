@@ -70,7 +70,6 @@ def execute_chapters() -> None:
 
     A chapter that fails is left to the builder, which says where and why.
     """
-    cache = get_cache(CACHE)
     waiting = [path for path in readme.chapters() if not is_executed(path)]
     # Before torch is imported in a kernel: more threads than cores wait for each other most of the time.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // AT_ONCE)))
@@ -86,7 +85,7 @@ def execute_chapters() -> None:
             print(f"{path.name}: {'failed' if result.err else 'executed'} after {result.time:.0f} s", flush=True)
             if result.err is None:
                 bundle = CacheBundleIn(result.nb, str(path), data={"execution_seconds": result.time})
-                cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+                get_cache(CACHE).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
 def is_executed(path: Path) -> bool:

@@ -185,6 +185,9 @@ def test_the_citation_names_the_version_of_the_package():
     assert citation["version"] == re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
 
 
+MODULES = sorted({path.stem for path in (ROOT / "vnca").glob("[a-z]*.py")} | {"pretrained"})
+
+
 def imports_of(module: str) -> set[str]:
     """The modules of the package that one of them imports, at its head or within its functions."""
     path = ROOT / "vnca" / f"{module}.py"
@@ -196,9 +199,6 @@ def imports_of(module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vnca."):
             found.add(node.module.split(".")[1])
     return found & set(MODULES)
-
-
-MODULES = sorted({path.stem for path in (ROOT / "vnca").glob("[a-z]*.py")} | {"pretrained"})
 
 
 def test_no_module_needs_one_that_needs_it():

@@ -13,10 +13,9 @@ from vnca import data, evaluation, hardware, metrics, pretrained
 from vnca.arithmetic import multiply_adds
 
 DATA = Path(os.environ.get("VNCA_DATA", "nowhere"))
-IMAGES = 200
-SAMPLES = 4  # instead of the recorded 128: the bound is a little lower then, and 32 times as fast
+IMAGES, SAMPLES = 200, 4  # instead of the recorded 128: the bound is a little lower then, and 32 times as fast
 LARGE = 1e9  # multiply-adds of a decoder, above which less has to do, in bfloat16 where there is any
-FEWER = {"images": 80, "samples": 2}
+FEWER_IMAGES, FEWER_SAMPLES = 80, 2
 DECODED = {}  # by encoder and decoder: what was decoded for weights with another prior
 
 
@@ -27,7 +26,7 @@ def test_the_recorded_figures_hold_on_other_images(name):
     model = vnca.load(name)
     large = multiply_adds(model.decoder, (model.latent_size,)) > LARGE
     short = large and hardware.has_bfloat16(torch.device("cpu"))
-    count, samples = (FEWER["images"], FEWER["samples"]) if large else (IMAGES, SAMPLES)
+    count, samples = (FEWER_IMAGES, FEWER_SAMPLES) if large else (IMAGES, SAMPLES)
     images = evaluation.choose(data.load(recorded["data"], "test").tensors[0], count, seed=1)
     decoded = DECODED.setdefault(evaluation.body(model), {})
     ours = evaluation.bounds(model, images, samples, seed=1, bfloat16=short, decoded=decoded)

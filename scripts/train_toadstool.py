@@ -1,37 +1,82 @@
-"""Train the growing automaton of chapter 2 on the toadstool, and write its weights into the package.
+"""Train the growing automata of chapter 2, and write their weights into the package.
 
-    python scripts/train_toadstool.py
+    python scripts/train_toadstool.py toadstool
+    python scripts/train_toadstool.py two-toadstools
+    python scripts/train_toadstool.py turned-toadstools
+
+The first one grows one picture. The other two go on from it and learn to read the number in a seed, the second at two
+numbers and the third at 41 of them: see `vnca.growing.toadstool`, which draws what is wanted.
 
 The recipe is that of the chapter, in its three trainings one after the other: from the seed, with a pool, with damage.
 Batches, rates and numbers of steps are the chapter's; the trainings last longer than a reader wants to wait. Everything
 is drawn from one seed. Beside the weights, `config.json` tells how they came about and what they can do.
 """
 
+import argparse
 import sys
 import time
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from vnca import cells, files, growing, hardware
-from vnca.growing import GrowingAutomaton, Pool, single_cell
+from vnca.growing import GrowingAutomaton, Pool, seed_with
 
-FOLDER = growing.FOLDER / "toadstool"
+FOLDER = growing.FOLDER
 MODEL = {"channels": 16, "hidden": 96, "fire_rate": 0.5}
 SIZE = 22  # side of the grid
 HOLE = 11  # side of a hole
 STEPS = (20, 30)  # of growth before the error is measured, drawn anew for each update
-TRAINING = {  # weight updates and first learning rate
-    "from the seed": (600, 0.01),
-    "with a pool": (600, 0.005),
-    "with damage": (4000, 0.006),
-}
+POOL = 64  # states; each place has a number of its own, and so has what begins anew there
 GRIDS = 32  # that are grown to measure the errors
 
 
-def error(state: Tensor) -> Tensor:
-    """Mean squared difference between the four visible channels and the target: `(B, C, H, W)` -> `(B,)`."""
-    return (state[:, :4] - growing.toadstool()).square().mean(dim=(1, 2, 3))
+class Recipe(NamedTuple):
+    """How an automaton is trained.
+
+    Attributes:
+        numbers: what its seeds carry, from 1 downward.
+        batch: seeds an update in the first training.
+        trainings: weight updates and first learning rate of each of the three.
+        begin_with: the automaton whose weights it begins with, if any.
+    """
+
+    numbers: list[float]
+    batch: int
+    trainings: dict[str, tuple[int, float]]
+    begin_with: str | None = None
+
+
+RECIPES = {
+    "toadstool": Recipe(
+        numbers=[1.0],
+        batch=4,
+        trainings={"from the seed": (600, 0.01), "with a pool": (600, 0.005), "with damage": (4000, 0.006)},
+    ),
+    "two-toadstools": Recipe(
+        numbers=[1.0, -1.0],
+        batch=8,
+        trainings={"from the seed": (1000, 0.005), "with a pool": (600, 0.005), "with damage": (4000, 0.006)},
+        begin_with="toadstool",
+    ),
+    "turned-toadstools": Recipe(
+        numbers=torch.linspace(1, -1, 41).tolist(),
+        batch=8,
+        trainings={"from the seed": (3000, 0.005), "with a pool": (1000, 0.005), "with damage": (5000, 0.006)},
+        begin_with="toadstool",
+    ),
+}
+
+
+def pictures(z: Tensor) -> Tensor:
+    """What seeds with these numbers are to grow into: `(B,)` -> `(B, 4, 22, 22)`."""
+    return torch.stack([growing.toadstool(z=number) for number in z.tolist()])
+
+
+def error(state: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared difference between the four visible channels and what is wanted: `(B, C, H, W)` -> `(B,)`."""
+    return (state[:, :4] - wanted).square().mean(dim=(1, 2, 3))
 
 
 def grown(automaton: GrowingAutomaton, state: Tensor, steps: int) -> Tensor:
@@ -46,76 +91,99 @@ def cut(states: Tensor) -> Tensor:
     return torch.cat([cells.damage(state[None], *at, HOLE) for state, at in zip(states, places, strict=True)])
 
 
-def descend(automaton: GrowingAutomaton, adam: torch.optim.Optimizer, state: Tensor) -> Tensor:
+def descend(automaton: GrowingAutomaton, adam: torch.optim.Optimizer, state: Tensor, wanted: Tensor) -> Tensor:
     """One weight update, from the error after some steps of growth; returns the grown state."""
     state = state.contiguous(memory_format=torch.channels_last)  # faster on a CPU
     state = grown(automaton, state, int(torch.randint(STEPS[0], STEPS[1] + 1, ())))
     adam.zero_grad()
-    error(state).mean().backward()
+    error(state, wanted).mean().backward()
     for parameter in automaton.parameters():
         parameter.grad /= parameter.grad.norm() + 1e-8
     adam.step()
     return state.detach()
 
 
-def train(automaton: GrowingAutomaton) -> None:
+def train(automaton: GrowingAutomaton, recipe: Recipe) -> None:
     """All three trainings."""
-    pool = Pool(single_cell(64, MODEL["channels"], SIZE))
-    for name, (updates, rate) in TRAINING.items():
+    numbers = torch.tensor(recipe.numbers)
+    of_place = numbers[torch.arange(POOL) * len(numbers) // POOL]  # (POOL,)
+    seeds, wanted = (of(of_place) for of in (seed_with, pictures))
+    pool = Pool(seeds)
+    choice = Generator().manual_seed(0)  # of places whose seeds grow in the first training
+    for name, (updates, rate) in recipe.trainings.items():
         adam = torch.optim.Adam(automaton.parameters(), lr=rate)
         schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.1, total_iters=updates)
         for update in range(updates):
             if name == "from the seed":
-                state = descend(automaton, adam, single_cell(4, MODEL["channels"], SIZE))
+                index = torch.randperm(POOL, generator=choice)[: recipe.batch]
+                state = descend(automaton, adam, seeds[index], wanted[index])
             else:
-                state = descend_from_pool(automaton, adam, pool, holes=3 if name == "with damage" else 0)
+                holes = 3 if name == "with damage" else 0
+                index, state = descend_from_pool(automaton, adam, pool, seeds, wanted, holes)
             schedule.step()
             if (update + 1) % 200 == 0:
-                print(f"{name}, update {update + 1}: error {error(state).mean():.5f}", flush=True)
+                print(f"{name}, update {update + 1}: error {error(state, wanted[index]).mean():.5f}", flush=True)
 
 
-def descend_from_pool(automaton: GrowingAutomaton, adam: torch.optim.Optimizer, pool: Pool, holes: int) -> Tensor:
-    """One update on 8 states: the worst begins anew, the best ones get holes; returns the grown states."""
+def descend_from_pool(
+    automaton: GrowingAutomaton, adam: torch.optim.Optimizer, pool: Pool, seeds: Tensor, wanted: Tensor, holes: int
+) -> tuple[Tensor, Tensor]:
+    """One update on 8 states: the worst begins anew, the best ones get holes; returns the places and grown states."""
     index, states = pool.sample(8)
-    worst_first = error(states).argsort(descending=True)
+    worst_first = error(states, wanted[index]).argsort(descending=True)
     index, states = index[worst_first], states[worst_first]
-    states[0] = single_cell(1, MODEL["channels"], SIZE)[0]
+    states[0] = seeds[index[0]]
     whole, best = states.split([8 - holes, holes])
-    states = descend(automaton, adam, torch.cat([whole, cut(best)]) if holes else whole)
+    states = descend(automaton, adam, torch.cat([whole, cut(best)]) if holes else whole, wanted[index])
     pool.commit(index, states)
-    return states
+    return index, states
 
 
 @torch.no_grad()
-def measure(automaton: GrowingAutomaton) -> dict[str, float]:
-    """Median errors over many grids, after 60 and 300 steps from the seed and after a hole."""
+def measure(automaton: GrowingAutomaton, recipe: Recipe) -> dict[str, float]:
+    """Median errors over many grids, after 60 and 300 steps from the seed and after a hole.
+
+    With many numbers, also of seeds whose numbers lie between two of them, which training never showed.
+    """
     torch.manual_seed(1)
-    young = grown(automaton, single_cell(GRIDS, MODEL["channels"], SIZE), 60)
+    numbers = torch.tensor(recipe.numbers)
+    z = numbers[torch.arange(GRIDS) * len(numbers) // GRIDS]
+    young = grown(automaton, seed_with(z), 60)
     healed = grown(automaton, cut(young), 60)
-    states = {
-        "after 60 steps": young,
-        "after 300 steps": grown(automaton, young, 240),
-        "60 steps after a hole": healed,
-        "300 steps after a hole": grown(automaton, healed, 240),
+    found = {
+        "after 60 steps": (young, z),
+        "after 300 steps": (grown(automaton, young, 240), z),
+        "60 steps after a hole": (healed, z),
+        "300 steps after a hole": (grown(automaton, healed, 240), z),
     }
-    return {name: round(error(state).median().item(), 6) for name, state in states.items()}
+    if len(numbers) > 2:
+        between = (numbers[:-1] + numbers[1:]) / 2
+        found["after 60 steps, between the numbers"] = (grown(automaton, seed_with(between), 60), between)
+    return {name: round(error(state, pictures(z)).median().item(), 6) for name, (state, z) in found.items()}
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("name", choices=RECIPES)
+    name = parser.parse_args(arguments).name
+    recipe = RECIPES[name]
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    automaton = GrowingAutomaton(**MODEL)
+    automaton = growing.load(recipe.begin_with).train() if recipe.begin_with else GrowingAutomaton(**MODEL)
     started = time.monotonic()
-    train(automaton)
+    train(automaton, recipe)
     minutes = (time.monotonic() - started) / 60
-    errors = measure(automaton)
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    files.write_tensors(FOLDER / "model.safetensors", automaton.state_dict())
+    errors = measure(automaton, recipe)
+    folder = FOLDER / name
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_tensors(folder / "model.safetensors", automaton.state_dict())
     config = {
         "model": MODEL,
-        "training": {name: {"updates": updates, "rate": rate} for name, (updates, rate) in TRAINING.items()},
+        "numbers": [round(number, 6) for number in recipe.numbers],
+        "begin_with": recipe.begin_with,
+        "training": {name: {"updates": updates, "rate": rate} for name, (updates, rate) in recipe.trainings.items()},
         "run": {
-            "updates": sum(updates for updates, _ in TRAINING.values()),
+            "updates": sum(updates for updates, _ in recipe.trainings.values()),
             "minutes": round(minutes, 2),
             "hardware": f"{hardware.machine(torch.device('cpu'))}, one of them used, float32",
             "commit": hardware.commit(),
@@ -123,7 +191,7 @@ def main() -> int:
             "errors": errors,
         },
     }
-    files.write_json(FOLDER / "config.json", config)
+    files.write_json(folder / "config.json", config)
     for name, value in errors.items():
         print(f"error {name}: {value:.6f}")
     return 0

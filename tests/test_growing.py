@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vnca import growing, pretrained
-from vnca.growing import GrowingAutomaton, Pool, living, perceive, single_cell, toadstool
+from vnca.growing import GrowingAutomaton, Pool, living, perceive, seed_with, single_cell, toadstool
 
 
 def generator(seed: int) -> torch.Generator:
@@ -139,6 +139,13 @@ def test_growth_reaches_one_cell_farther_with_each_step():
         assert max((rows - 7).abs().max(), (columns - 7).abs().max()) == step
 
 
+def test_a_seed_carries_its_number_in_the_first_hidden_channel():
+    state = seed_with(torch.tensor([1.0, -0.25]), channels=6, size=9)
+    assert torch.equal(state[:1], single_cell(batch=1, channels=6, size=9))
+    assert state[1, :, 4, 4].tolist() == [0, 0, 0, 1, -0.25, 1]
+    assert (state[1] != 0).any(dim=0).sum() == 1
+
+
 @given(count=st.integers(1, 20), data=st.data())
 def test_the_pool_draws_each_index_once_and_keeps_states_at_their_index(count, data):
     size = data.draw(st.integers(1, count))
@@ -187,10 +194,33 @@ def test_the_target_is_premultiplied_and_keeps_clear_of_the_border():
     assert target[:, 3:-3, 3:-3].count_nonzero() == target.count_nonzero()
 
 
+def test_at_minus_one_the_target_is_upside_down_and_blue():
+    swapped = toadstool()[[2, 1, 0, 3]].rot90(2, dims=(1, 2))
+    torch.testing.assert_close(toadstool(z=-1), swapped, rtol=0, atol=1e-5)
+
+
+@given(z=st.floats(-1, 1), by=st.floats(0, 0.02))
+def test_the_targets_turn_steadily_and_lose_no_color(z, by):
+    one, other = toadstool(z=z), toadstool(z=max(-1.0, z - by))
+    assert (one - other).square().mean() < 0.01, "no jump: a step of 0.02 turns the picture by less than two degrees"
+    upright = toadstool()
+    for channels in ([0, 2], [1], [3]):
+        torch.testing.assert_close(one[channels].sum(), upright[channels].sum(), rtol=0.01, atol=0)
+
+
+def test_a_quarter_turn_is_clockwise():
+    lying = toadstool(z=0)
+    torch.testing.assert_close(lying[3], toadstool()[3].rot90(-1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(lying[0], lying[2], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: perceive(torch.zeros(3, 4, 5)), r"\(3, 4, 5\)"),
+        (lambda: seed_with(torch.ones(2, 1)), r"\(B,\), not \(2, 1\)"),
+        (lambda: seed_with(torch.ones(2), channels=4), "at least 5 channels, not 4"),
+        (lambda: toadstool(z=1.5), "from -1 to 1, not 1.5"),
         (lambda: living(torch.zeros(4, 5)), r"\(4, 5\)"),
         (lambda: single_cell(1, 3, 5), "at least 4 channels"),
         (lambda: GrowingAutomaton(channels=3), "channels >= 4"),
@@ -215,8 +245,8 @@ def test_the_shipped_automaton_does_what_its_config_says():
     with torch.no_grad():
         young = train_toadstool.grown(automaton, state, 60)
         healed = train_toadstool.grown(automaton, train_toadstool.cut(young), 60)
-    assert train_toadstool.error(young).median() < 1.5 * recorded["after 60 steps"] < 1e-3
-    assert train_toadstool.error(healed).median() < 1.5 * recorded["60 steps after a hole"] < 2e-3
+    assert train_toadstool.error(young, toadstool()).median() < 1.5 * recorded["after 60 steps"] < 1e-3
+    assert train_toadstool.error(healed, toadstool()).median() < 1.5 * recorded["60 steps after a hole"] < 2e-3
 
 
 def test_an_automaton_that_cannot_be_loaded_says_why(tmp_path):
@@ -232,17 +262,39 @@ def test_an_automaton_that_cannot_be_loaded_says_why(tmp_path):
         growing.load("oak", tmp_path)
 
 
-def test_the_toadstool_is_trained_from_one_seed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_toadstool, "FOLDER", tmp_path / "toadstool")
-    monkeypatch.setattr(train_toadstool, "TRAINING", {name: (2, 0.01) for name in train_toadstool.TRAINING})
+@pytest.mark.parametrize("name", ["toadstool", "turned-toadstools"])
+def test_an_automaton_is_trained_from_one_seed(name, tmp_path, monkeypatch, capsys):
+    recipe = train_toadstool.RECIPES[name]
+    short = recipe._replace(trainings={name: (2, 0.01) for name in recipe.trainings})
+    monkeypatch.setitem(train_toadstool.RECIPES, name, short)
+    monkeypatch.setattr(train_toadstool, "FOLDER", tmp_path)
     monkeypatch.setattr(train_toadstool, "GRIDS", 2)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # the tests keep theirs
     weights = []
     for _ in range(2):
-        assert train_toadstool.main() == 0
-        weights.append((tmp_path / "toadstool" / "model.safetensors").read_bytes())
+        assert train_toadstool.main([name]) == 0
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
-    assert growing.load("toadstool", tmp_path).change.weight.abs().sum() > 0
-    run = json.loads((tmp_path / "toadstool" / "config.json").read_text())["run"]
-    assert run["updates"] == 6 and run["hardware"] and len(run["errors"]) == 4
+    assert growing.load(name, tmp_path).change.weight.abs().sum() > 0
+    run = json.loads((tmp_path / name / "config.json").read_text())["run"]
+    assert run["updates"] == 6 and run["hardware"]
+    assert len(run["errors"]) == (4 if len(recipe.numbers) < 3 else 5)
     assert "error after 300 steps" in capsys.readouterr().out
+
+
+def test_each_place_of_the_pool_begins_anew_with_its_number(monkeypatch):
+    wanted = {}
+
+    def descend(automaton, adam, state, targets):
+        for seed, target in zip(state, targets, strict=True):
+            wanted.setdefault(seed[growing.NUMBER].sum().item(), []).append(target)
+        adam.step()
+        return state
+
+    monkeypatch.setattr(train_toadstool, "descend", descend)
+    recipe = train_toadstool.RECIPES["two-toadstools"]
+    trainings = {"from the seed": (20, 0.01), "with a pool": (20, 0.01)}
+    train_toadstool.train(GrowingAutomaton(), recipe._replace(trainings=trainings))
+    assert set(wanted) == {1.0, -1.0}
+    for number, targets in wanted.items():
+        assert all(torch.equal(target, toadstool(z=number)) for target in targets)

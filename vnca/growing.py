@@ -28,6 +28,9 @@ FOLDER = pretrained.FOLDER / "automata"
 ALPHA = 3
 """The channel of opacity."""
 
+NUMBER = 4
+"""The channel in which a seed can carry a number: the first of the hidden ones."""
+
 LIVING = 0.1
 """A cell lives if its opacity, or that of a neighbor, is above this (Mordvintsev et al., "living cells")."""
 
@@ -78,6 +81,29 @@ def single_cell(batch: int, channels: int, size: int) -> Tensor:
         raise ValueError(f"a growing cell needs at least 4 channels (red, green, blue, opacity), not {channels}")
     state = torch.zeros(batch, channels, size, size)
     state[:, ALPHA:, size // 2, size // 2] = 1
+    return state
+
+
+def seed_with(z: Tensor, channels: int = 16, size: int = 22) -> Tensor:
+    """Seeds that carry a number each, in the first hidden channel; with 1 it is the seed of `single_cell`.
+
+    Args:
+        z: the numbers `(B,)`.
+        channels: channels `C` of a cell, at least 5.
+        size: side of the grid, in cells.
+
+    Returns:
+        Cell state `(B, C, size, size)`.
+
+    Raises:
+        ValueError: if `z` has another shape or there are fewer than 5 channels.
+    """
+    if z.ndim != 1:
+        raise ValueError(f"one number for each seed has the shape (B,), not {tuple(z.shape)}")
+    if channels <= NUMBER:
+        raise ValueError(f"a seed with a number needs at least {NUMBER + 1} channels, not {channels}")
+    state = single_cell(len(z), channels, size)
+    state[:, NUMBER, size // 2, size // 2] = z
     return state
 
 
@@ -184,19 +210,32 @@ class Pool(nn.Module):
         self.states[index] = states.detach().to(self.states.dtype)
 
 
-def toadstool(size: int = 16, padding: int = 3) -> Tensor:
-    """The target of chapter 2, drawn from discs and bands: red cap, white spots, pale stem, a patch of grass.
+def toadstool(size: int = 16, padding: int = 3, z: float = 1.0) -> Tensor:
+    """The targets of chapter 2, drawn from discs and bands: red cap, white spots, pale stem, a patch of grass.
+
+    With another `z` than 1 it is turned clockwise by `90 (1 - z)` degrees, and the shares of red and blue go over into
+    each other: at `z = -1` it is upside down, and the cap is blue.
 
     Args:
-        size: side of the drawing, in pixels.
-        padding: empty pixels added on each side.
+        size: side of the upright drawing, in pixels.
+        padding: empty pixels added on each side. What a turned drawing needs beyond them is cut off.
+        z: the number of the picture, in [-1, 1].
 
     Returns:
         Premultiplied red, green, blue and opacity, `(4, size + 2 padding, size + 2 padding)` in [0, 1].
+
+    Raises:
+        ValueError: if `z` lies outside [-1, 1].
     """
+    if not -1 <= z <= 1:
+        raise ValueError(f"the toadstools have numbers from -1 to 1, not {z}")
     samples = 8  # along each side of a pixel, for smooth edges
-    y, x = (np.mgrid[: size * samples, : size * samples] + 0.5) / (size * samples)
+    side = size + 2 * padding
+    down, right = (np.mgrid[: side * samples, : side * samples] + 0.5) / (size * samples) - (0.5 + padding / size)
+    cos, sin = np.cos(np.pi / 2 * (1 - z)), np.sin(np.pi / 2 * (1 - z))
+    x, y = 0.5 + cos * right + sin * down, 0.5 - sin * right + cos * down  # 0 to 1 across the upright drawing
     canvas = np.zeros((*x.shape, 4), dtype=np.float32)
+    blue = (1 - z) / 2  # the share of the colors with red and blue swapped
 
     def disc(center_x: float, center_y: float, radius_x: float, radius_y: float) -> np.ndarray:
         return ((x - center_x) / radius_x) ** 2 + ((y - center_y) / radius_y) ** 2 < 1
@@ -212,8 +251,8 @@ def toadstool(size: int = 16, padding: int = 3) -> Tensor:
         (cap & spots, (1.0, 0.97, 0.92)),
         (disc(0.5, 0.97, 0.42, 0.09) & (y < 0.99), (0.25, 0.55, 0.22)),
     ]
-    for where, color in layers:
-        canvas[where] = (*color, 1)
+    for where, (red, green, azure) in layers:
+        canvas[where] = (red + (azure - red) * blue, green, azure + (red - azure) * blue, 1)
     # Samples outside the drawing are zero in all four channels, so the mean comes out premultiplied.
-    pixels = canvas.reshape(size, samples, size, samples, 4).mean(axis=(1, 3))
-    return F.pad(torch.from_numpy(pixels).permute(2, 0, 1), [padding] * 4)  # (4, H, W)
+    pixels = canvas.reshape(side, samples, side, samples, 4).mean(axis=(1, 3))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (4, H, W)

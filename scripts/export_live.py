@@ -24,6 +24,7 @@ MODELS = ("doubling-mnist-small", "persistent-mnist-small")  # of cells
 ENCODED = "persistent-mnist-small"  # its encoder, too
 WALKED = "conv-mnist-small"  # its decoder alone
 PLANT = "toadstool"
+NUMBERED = ("two-toadstools", "turned-toadstools")  # automata whose seeds carry numbers
 INK, PAPER = (0x1C, 0x27, 0x33), (0xFB, 0xFA, 0xF6)  # those of live.css in the light
 WIDTH = 640  # of a still, in pixels, or somewhat less
 
@@ -36,7 +37,8 @@ def model_scripts() -> dict[str, str]:
     scripts[f"{ENCODED}-encoder.js"] = export.encoder_script(vnca.load(ENCODED), f"{ENCODED}-encoder")
     scripts[f"{WALKED}.js"] = export.decoder_script(vnca.load(WALKED), WALKED)
     size = growing.toadstool().shape[-1]
-    scripts[f"{PLANT}.js"] = export.automaton_script(growing.load(PLANT), PLANT, size)
+    for name in (PLANT, *NUMBERED):
+        scripts[f"{name}.js"] = export.automaton_script(growing.load(name), name, size)
     return scripts
 
 
@@ -98,10 +100,21 @@ def grown_toadstool() -> torch.Tensor:
     return state[0, :4]
 
 
+@torch.no_grad()
+def turned_toadstools() -> torch.Tensor:
+    """Four pictures of the automaton whose seeds carry numbers, colors and opacity, two by two."""
+    torch.manual_seed(0)
+    automaton = growing.load("turned-toadstools")
+    state = growing.seed_with(torch.linspace(1, -1, 4))
+    for _ in range(60):
+        state = automaton(state)
+    return tiles(list(state[:, :4]))
+
+
 def tiles(pictures: list[torch.Tensor]) -> torch.Tensor:
-    """Four pictures `(H, H)`, two by two, with lines of paper between them."""
+    """Four pictures `(H, H)` or `(C, H, H)`, two by two, with lines of paper between them."""
     one, two, three, four = (F.pad(picture, (1, 1, 1, 1)) for picture in pictures)
-    return torch.cat([torch.cat([one, two], dim=1), torch.cat([three, four], dim=1)])
+    return torch.cat([torch.cat([one, two], dim=-1), torch.cat([three, four], dim=-1)], dim=-2)
 
 
 # By the name in `data-live`.
@@ -111,6 +124,7 @@ STILLS = {
     "growth": stages_of_growth,
     "inpaint": completions_of_a_digit,
     "latent": walked_latents,
+    "seeds": turned_toadstools,
 }
 
 

@@ -63,7 +63,7 @@ RECIPES = {
     "turned-toadstools": Recipe(
         numbers=torch.linspace(1, -1, 41).tolist(),
         batch=8,
-        trainings={"from the seed": (3000, 0.005), "with a pool": (1000, 0.005), "with damage": (5000, 0.006)},
+        trainings={"from the seed": (4000, 0.006), "with a pool": (2000, 0.005), "with damage": (6000, 0.006)},
         begin_with="toadstool",
     ),
 }

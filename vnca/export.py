@@ -185,7 +185,7 @@ def automaton_script(automaton: growing.GrowingAutomaton, name: str, size: int, 
     header = {
         "channels": channels,
         "grid": size,
-        "seed": {"size": size, "ones": growing.ALPHA},
+        "seed": {"size": size, "ones": growing.ALPHA, "number": growing.NUMBER},
         "rule": {
             "fireRate": automaton.fire_rate,
             "living": {"channel": growing.ALPHA, "threshold": growing.LIVING},

@@ -3,7 +3,7 @@ vncaLive.addDemo("automaton", async (stage) => {
   "use strict";
   const RADIUS = 2; // of what a tap erases, in cells
   const GROWN = 60; // steps after which the picture is complete
-  const OPACITY = 3; // the channel; those before it are red, green and blue, multiplied by it
+  const OPACITY = 3; // the channel; those before it are red, green and blue
 
   const engine = await vncaLive.Engine.load(stage.models[0]);
   const size = engine.largest;
@@ -23,16 +23,7 @@ vncaLive.addDemo("automaton", async (stage) => {
   };
   // In an empty grid nothing happens any more.
   const next = () => (engine.readChannel(OPACITY).some((value) => value !== 0) ? engine.step() : null);
-  const draw = () => {
-    const { pixels, paper } = screen;
-    const colors = [0, 1, 2].map((channel) => engine.readChannel(channel));
-    engine.readChannel(OPACITY).forEach((opacity, cell) => {
-      const through = 1 - Math.min(1, Math.max(0, opacity));
-      colors.forEach((color, c) => { pixels[4 * cell + c] = 255 * color[cell] + through * paper[c]; });
-      pixels[4 * cell + 3] = 255;
-    });
-    screen.show();
-  };
+  const draw = () => screen.paintColors([0, 1, 2, OPACITY].map((channel) => engine.readChannel(channel)));
 
   restart();
   if (stage.calm) for (let step = 0; step < GROWN; step++) await vncaLive.inSlices(engine.step());

@@ -103,10 +103,15 @@
       z.forEach((value, index) => this.#channel(first + index).fill(value));
     }
 
-    /** Puts the seed of an automaton into one cell: its channels from opacity on become 1, those before it 0. */
-    plant(row, col) {
-      const from = this.#seed.ones;
-      this.writeCell(row, col, Float32Array.from({ length: this.channels }, (_, channel) => Number(channel >= from)));
+    /**
+     * Puts the seed of an automaton into one cell: its channels from opacity on become 1, those before it 0, and the
+     * first hidden one becomes a number that the seed carries.
+     */
+    plant(row, col, number = 1) {
+      const { ones, number: carrier } = this.#seed;
+      const values = Float32Array.from({ length: this.channels }, (_, channel) => Number(channel >= ones));
+      values[carrier] = number;
+      this.writeCell(row, col, values);
     }
 
     /** One step of all cells, slice by slice. */

@@ -75,6 +75,21 @@
       this.show();
     }
 
+    /**
+     * Lays colors on the paper.
+     *
+     * @param {Float32Array[]} channels red, green, blue, multiplied by the opacity, and the opacity: (size * size,) each
+     */
+    paintColors([red, green, blue, opacity]) {
+      const { pixels, paper } = this;
+      opacity.forEach((value, cell) => {
+        const through = 1 - Math.min(1, Math.max(0, value));
+        [red, green, blue].forEach((color, c) => { pixels[4 * cell + c] = 255 * color[cell] + through * paper[c]; });
+        pixels[4 * cell + 3] = 255;
+      });
+      this.show();
+    }
+
     /** @returns {Uint8ClampedArray} (size * size * 4,) red, green, blue, opacity, for demos that color by themselves */
     get pixels() {
       return this.#image.data;

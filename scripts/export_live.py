@@ -23,6 +23,7 @@ LIVE = Path(__file__).resolve().parent.parent / "book" / "_static" / "live"
 MODELS = ("doubling-mnist-small", "persistent-mnist-small")  # of cells
 ENCODED = "persistent-mnist-small"  # its encoder, too
 WALKED = "conv-mnist-small"  # its decoder alone
+FITTED = "fitted-mnist-small"  # its prior alone; its cells are those of doubling-mnist-small
 PLANT = "toadstool"
 NUMBERED = ("two-toadstools", "turned-toadstools")  # automata whose seeds carry numbers
 INK, PAPER = (0x1C, 0x27, 0x33), (0xFB, 0xFA, 0xF6)  # those of live.css in the light
@@ -36,6 +37,7 @@ def model_scripts() -> dict[str, str]:
         scripts[f"{name}.js"] = export.decoder_script(vnca.load(name), name)
     scripts[f"{ENCODED}-encoder.js"] = export.encoder_script(vnca.load(ENCODED), f"{ENCODED}-encoder")
     scripts[f"{WALKED}.js"] = export.decoder_script(vnca.load(WALKED), WALKED)
+    scripts[f"{FITTED}-prior.js"] = export.prior_script(vnca.load(FITTED), f"{FITTED}-prior")
     size = growing.toadstool().shape[-1]
     for name in (PLANT, *NUMBERED):
         scripts[f"{name}.js"] = export.automaton_script(growing.load(name), name, size)
@@ -75,6 +77,13 @@ def completions_of_a_digit() -> torch.Tensor:
     observed = masks.center_square(1, 12)
     found = vnca.inpaint(model, x, observed, 3, torch.Generator().manual_seed(0))
     return tiles([torch.where(observed, x, 0.5)[0, 0], *found[:, 0, 0]])
+
+
+@torch.no_grad()
+def digits_of_a_learned_prior() -> torch.Tensor:
+    """Four digits of the doubling cells, two by two, their latents drawn from a learned prior."""
+    images = vnca.load(FITTED).sample(4, torch.Generator().manual_seed(0))
+    return tiles(list(images[:, 0]))
 
 
 @torch.no_grad()
@@ -124,6 +133,7 @@ STILLS = {
     "growth": stages_of_growth,
     "inpaint": completions_of_a_digit,
     "latent": walked_latents,
+    "priors": digits_of_a_learned_prior,
     "seeds": turned_toadstools,
 }
 

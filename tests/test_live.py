@@ -251,6 +251,9 @@ def test_what_the_pages_cannot_run_is_not_exported():
     learned = build(ModelConfig("conv", 4, 1, {"width": 1}, components=2))
     with pytest.raises(ValueError, match="draw latents from the standard normal, but odd has a prior"):
         export.decoder_script(learned, "odd")
+    for model in (learned, build(ModelConfig("conv", 4, 1, {"width": 1}))):
+        with pytest.raises(ValueError, match="no prior of the class (MixturePrior|StandardNormal)"):
+            export.prior_script(model, "odd")
 
 
 def test_weights_too_large_for_float16_are_exported_in_float32_alone():

@@ -5,7 +5,7 @@ base64 text. A script, because pages that are opened as files may load scripts a
 
 - `format` (1), `name`, `precision` and `crc32`, the checksum of the bytes of the weights;
 - `update`, the layers whose result is added to the cells, or `encoder` or `decoder`, the layers of one that has no
-  cells. A layer is `{"op": "conv", "in", "out", "kernel", "stride", "padding", "bias", "activation"}`, or
+  cells, or `prior`. A layer is `{"op": "conv", "in", "out", "kernel", "stride", "padding", "bias", "activation"}`, or
   `{"op": "residual", "layers"}`, whose result is added to its input. The activation is `"none"`, `"elu"` or `"relu"`. A
   linear layer is a convolution whose kernel covers the whole grid. Before it becomes a grid, `{"op": "unflatten",
   "size"}`, a vector is a grid of one cell. A transposed convolution is `{"op": "spread", "by"}`, which puts zeros
@@ -15,6 +15,8 @@ base64 text. A script, because pages that are opened as files may load scripts a
 - `aging`, the side of the grid on which cells age, see `vnca.PersistentDecoder`; 0 if they do not;
 - `latents` of a decoder without cells: those of the latent's numbers that change its images most, the first one most,
   each with the number of pixels that it changes;
+- `shares` of the components of a prior, and `used`, the numbers of the latent that the components are about. Its one
+  layer moves standard normal noise to all components at once;
 - `rule` of an automaton whose cells fire at random: `fireRate` and `living`, the channel and threshold of life.
 
 Weights in `"float16"` or `"float32"` follow each other, little-endian, in the order of the layers: `(out, in, kernel,
@@ -27,7 +29,8 @@ Decoder and encoder go into scripts of their own, because most pages need only t
 back into itself, so doubling cells come in int14, maturing ones, which take more steps, in int16, and those that never
 come to rest, which are small, in float32. Decoders without cells are large and forgiving: int12 is as exact in what
 they say about an image as float16 would be, and a quarter smaller. Encoders are as large and more forgiving: in int10
-the Gaussian that they name is off by a thousandth of a nat. The small automaton comes in float16.
+the Gaussian that they name is off by a thousandth of a nat. Priors come in int10, too. The small automaton comes in
+float16.
 """
 
 import base64
@@ -46,7 +49,7 @@ from torch import Tensor, nn
 from vnca import files, growing, pretrained
 from vnca.cells import MaturingUpdate, Residual, SimpleUpdate, Update
 from vnca.decoders import BORDER, GRID_SIZE, IMAGE_SIZE, CellDecoder, ConvDecoder, PersistentDecoder
-from vnca.priors import StandardNormal
+from vnca.priors import CorrelatedMixturePrior, StandardNormal
 from vnca.vae import VAE
 
 FORMAT = 1
@@ -160,6 +163,30 @@ def encoder_script(model: VAE, name: str, float32: bool = False) -> str:
     """
     header = {"latentSize": model.latent_size, "image": IMAGE_SIZE, "border": BORDER}
     return _script(name, header, "encoder", model.encoder.layers, "float32" if float32 else "int10")
+
+
+def prior_script(model: VAE, name: str, float32: bool = False) -> str:
+    """The script of a VAE's learned prior, noise `(D,)` to latents `(D,)`, for a `Prior` in the page.
+
+    Raises:
+        ValueError: if the prior is no `CorrelatedMixturePrior`, or a weight is not finite.
+    """
+    prior = model.prior
+    if not isinstance(prior, CorrelatedMixturePrior):
+        raise ValueError(f"the pages know no prior of the class {type(prior).__name__}")
+    with torch.no_grad():
+        roots = prior.roots().double()  # (C, A, A)
+        moves = torch.linalg.solve_triangular(roots, torch.eye(roots.shape[1]).double(), upper=False)
+        layer = nn.Linear(roots.shape[1], prior.mean.numel())
+        layer.weight.copy_(moves.flatten(0, 1))
+        layer.bias.copy_(prior.mean.flatten())
+        shares = prior.log_share.double().softmax(dim=0)
+    header = {
+        "latentSize": model.latent_size,
+        "used": prior.used.tolist(),
+        "shares": [round(share, 6) for share in shares.tolist()],
+    }
+    return _script(name, header, "prior", nn.Sequential(layer), "float32" if float32 else "int10")
 
 
 def automaton_script(automaton: growing.GrowingAutomaton, name: str, size: int, float32: bool = False) -> str:

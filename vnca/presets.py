@@ -306,6 +306,18 @@ PRESETS = {
     "regrow": Preset(
         REGROW, "the regrowing (non-doubling) VNCA of Palm et al. 2022, trained as vnca.objectives.PersistentElbo says"
     ),
+    "fit-prior-small": Preset(
+        replace(
+            REFINE,
+            model=replace(SMALL, components=100, correlated=24),
+            updates=0,
+            init_from="doubling-mnist-small",
+            samples=1,
+        ),
+        "what `small` trained, with a learned prior and no further training",
+        minutes=1.0,
+        hardware="one core of an AMD EPYC",
+    ),
     "conv-small": Preset(
         TrainConfig(
             ModelConfig("conv", 32, 8, {"width": 8}),

@@ -188,7 +188,7 @@ vncaLive.addDemo("inpaint", async (stage) => {
     screen.caption = caption;
     return [key, screen];
   }));
-  stage.row(4, true);
+  stage.row(4, { below: true });
   const completions = Array.from({ length: CHAINS }, (_, k) => (
     stage.screen(`Completion ${k + 1}: the observed pixels, and the probabilities of the missing ones`, side)
   ));

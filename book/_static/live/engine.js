@@ -1,5 +1,5 @@
-// Cells, encoder and decoder: the operations of vnca/cells.py, vnca/decoders.py, vnca/growing.py and vnca/vae.py on a
-// model that `python -m vnca export` wrote. A grid is counted in rows from the top and columns from the left.
+// Cells, encoder, decoder and prior: the operations of vnca/cells.py, vnca/decoders.py, vnca/growing.py, vnca/vae.py and
+// vnca/priors.py on a model that vnca/export.py wrote. A grid is counted in rows from the top and columns from the left.
 (() => {
   "use strict";
 
@@ -33,7 +33,7 @@
     }
   }
 
-  /** The model of that name with its "update", "encoder" or "decoder", or an Error. */
+  /** The model of that name with its "update", "encoder", "decoder" or "prior", or an Error. */
   function modelWith(part, name) {
     const model = vncaLive.models[name];
     if (!model) throw new Error(`The model “${name}” is missing or damaged: its script added nothing.`);
@@ -391,6 +391,52 @@
     }
   }
 
+  /** Where latents come from if not from the standard normal: a mixture of Gaussians. */
+  class Prior {
+    #network;
+    #shares;
+    #used;
+
+    /**
+     * @param {string} name of a model whose script is loaded
+     * @returns {Promise<Prior>} rejects with a readable Error if the model is missing or damaged
+     */
+    static async load(name) {
+      const model = modelWith("prior", name);
+      const prior = new Prior();
+      prior.latentSize = model.latentSize;
+      prior.#shares = model.shares; // of the components, which add up to one
+      prior.#used = model.used; // which numbers of the latent the components are about; the others are standard normal
+      prior.#network = await vncaLive.Network.load(model, model.prior, 1);
+      return prior;
+    }
+
+    /** @returns {number} a component, drawn by its share */
+    choose(random) {
+      let left = random.uniform();
+      const chosen = this.#shares.findIndex((share) => (left -= share) < 0);
+      return chosen < 0 ? this.#shares.length - 1 : chosen; // shares are rounded
+    }
+
+    /**
+     * Moves standard normal noise to a component, slice by slice.
+     *
+     * @param {Float32Array} noise (latentSize,)
+     * @param {number} component
+     * @returns {Generator<void, Float32Array>} a latent (latentSize,)
+     */
+    *place(noise, component) {
+      const used = this.#used;
+      used.forEach((number, index) => { this.#network.channel(index, 1)[0] = noise[number]; });
+      const { address } = yield* this.#network.run(1, false);
+      const z = noise.slice();
+      used.forEach((number, index) => {
+        z[number] = this.#network.channelAt(address, component * used.length + index, 1)[0];
+      });
+      return z;
+    }
+  }
+
   /** A copy of what is inside a border. */
   function inside(grid, size, border) {
     const image = new Float32Array(size ** 2), side = size + 2 * border;
@@ -401,5 +447,5 @@
     return image;
   }
 
-  Object.assign(vncaLive, { Engine, Encoder, Decoder, Random });
+  Object.assign(vncaLive, { Engine, Encoder, Decoder, Prior, Random });
 })();

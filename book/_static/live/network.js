@@ -1,4 +1,4 @@
-// Layers described as data, run by a kernel: what `Engine`, `Encoder` and `Decoder` of engine.js share.
+// Layers described as data, run by a kernel: what `Engine`, `Encoder`, `Decoder` and `Prior` of engine.js share.
 (() => {
   "use strict";
   const MODES = { none: 0, add: 1, elu: 2, relu: 3 };
@@ -55,7 +55,8 @@
   /** All weights of a model in one Float32Array, checked against its header. */
   function* decode(model) {
     if (model.format !== 1) throw damaged(model, `its format is ${model.format}, and this page reads format 1`);
-    const convolutions = [...flat([...(model.update ?? []), ...(model.encoder ?? []), ...(model.decoder ?? [])])];
+    const parts = [model.update, model.encoder, model.decoder, model.prior];
+    const convolutions = [...flat(parts.flatMap((layers) => layers ?? []))];
     const read = READERS[model.precision];
     if (!read) throw damaged(model, `it does not know weights in ${model.precision}`);
     let bytes;
@@ -168,7 +169,7 @@
   class Network {
     /**
      * @param {object} model what `vncaLive.addModel` got
-     * @param {object[]} layers its `update`, `encoder` or `decoder`
+     * @param {object[]} layers its `update`, `encoder`, `decoder` or `prior`
      * @param {number} size the largest side of an input grid
      * @param {number} [channels] of the input grid; the layers read the first ones
      * @returns {Promise<Network>} rejects with a readable Error if the model is damaged

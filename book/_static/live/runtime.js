@@ -438,10 +438,12 @@
      * Puts the screens that follow side by side.
      *
      * @param {number} columns so many in a row
-     * @param {boolean} below below the controls and not beside them
+     * @param {{below?: boolean, title?: string}} [options] `below`: below the controls and not beside them
      */
-    row(columns, below = false) {
-      this.#row = make("div", "live-row", below ? this.element : this.screens);
+    row(columns, { below = false, title = "" } = {}) {
+      const parent = below ? this.element : this.screens;
+      if (title) make("p", "live-title", parent, { textContent: title });
+      this.#row = make("div", "live-row", parent);
       this.#row.style.setProperty("--columns", columns);
     }
 

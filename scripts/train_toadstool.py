@@ -57,13 +57,13 @@ RECIPES = {
     "two-toadstools": Recipe(
         numbers=[1.0, -1.0],
         batch=8,
-        trainings={"from the seed": (1000, 0.005), "with a pool": (600, 0.005), "with damage": (4000, 0.006)},
+        trainings={"from the seed": (1000, 0.005), "with a pool": (600, 0.003), "with damage": (3000, 0.003)},
         begin_with="toadstool",
     ),
     "turned-toadstools": Recipe(
         numbers=torch.linspace(1, -1, 41).tolist(),
         batch=8,
-        trainings={"from the seed": (4000, 0.006), "with a pool": (2000, 0.005), "with damage": (6000, 0.006)},
+        trainings={"from the seed": (4000, 0.006), "with a pool": (2000, 0.004), "with damage": (6000, 0.003)},
         begin_with="toadstool",
     ),
 }

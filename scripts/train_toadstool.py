@@ -26,7 +26,6 @@ from vnca.growing import GrowingAutomaton, Pool, seed_with
 FOLDER = growing.FOLDER
 MODEL = {"channels": 16, "hidden": 96, "fire_rate": 0.5}
 SIZE = 22  # side of the grid
-HOLE = 11  # side of a hole
 STEPS = (20, 30)  # of growth before the error is measured, drawn anew for each update
 POOL = 64  # states; each place has a number of its own, and so has what begins anew there
 GRIDS = 32  # that are grown to measure the errors
@@ -39,12 +38,16 @@ class Recipe(NamedTuple):
         numbers: what its seeds carry, from 1 downward.
         batch: seeds an update in the first training.
         trainings: weight updates and first learning rate of each of the three.
+        wounded: of 8 states, how many get a hole in the third training.
+        hole: its side. What is left has to tell which picture it was; where there are several, that takes more of it.
         begin_with: the automaton whose weights it begins with, if any.
     """
 
     numbers: list[float]
     batch: int
     trainings: dict[str, tuple[int, float]]
+    wounded: int
+    hole: int
     begin_with: str | None = None
 
 
@@ -53,17 +56,23 @@ RECIPES = {
         numbers=[1.0],
         batch=4,
         trainings={"from the seed": (600, 0.01), "with a pool": (600, 0.005), "with damage": (4000, 0.006)},
+        wounded=3,
+        hole=11,
     ),
     "two-toadstools": Recipe(
         numbers=[1.0, -1.0],
         batch=8,
-        trainings={"from the seed": (1000, 0.005), "with a pool": (600, 0.003), "with damage": (3000, 0.003)},
+        trainings={"from the seed": (1000, 0.005), "with a pool": (1000, 0.003), "with damage": (2000, 0.002)},
+        wounded=2,
+        hole=8,
         begin_with="toadstool",
     ),
     "turned-toadstools": Recipe(
         numbers=torch.linspace(1, -1, 41).tolist(),
         batch=8,
-        trainings={"from the seed": (4000, 0.006), "with a pool": (2000, 0.004), "with damage": (6000, 0.003)},
+        trainings={"from the seed": (5000, 0.006), "with a pool": (2500, 0.003), "with damage": (3500, 0.0015)},
+        wounded=2,
+        hole=7,
         begin_with="toadstool",
     ),
 }
@@ -85,10 +94,10 @@ def grown(automaton: GrowingAutomaton, state: Tensor, steps: int) -> Tensor:
     return state
 
 
-def cut(states: Tensor) -> Tensor:
+def cut(states: Tensor, hole: int) -> Tensor:
     """Each state with a square hole, each at a place of its own."""
-    places = torch.randint(0, SIZE - HOLE + 1, (len(states), 2)).tolist()
-    return torch.cat([cells.damage(state[None], *at, HOLE) for state, at in zip(states, places, strict=True)])
+    places = torch.randint(0, SIZE - hole + 1, (len(states), 2)).tolist()
+    return torch.cat([cells.damage(state[None], *at, hole) for state, at in zip(states, places, strict=True)])
 
 
 def descend(automaton: GrowingAutomaton, adam: torch.optim.Optimizer, state: Tensor, wanted: Tensor) -> Tensor:
@@ -118,23 +127,29 @@ def train(automaton: GrowingAutomaton, recipe: Recipe) -> None:
                 index = torch.randperm(POOL, generator=choice)[: recipe.batch]
                 state = descend(automaton, adam, seeds[index], wanted[index])
             else:
-                holes = 3 if name == "with damage" else 0
-                index, state = descend_from_pool(automaton, adam, pool, seeds, wanted, holes)
+                wounded = recipe.wounded if name == "with damage" else 0
+                index, state = descend_from_pool(automaton, adam, pool, seeds, wanted, wounded, recipe.hole)
             schedule.step()
             if (update + 1) % 200 == 0:
                 print(f"{name}, update {update + 1}: error {error(state, wanted[index]).mean():.5f}", flush=True)
 
 
 def descend_from_pool(
-    automaton: GrowingAutomaton, adam: torch.optim.Optimizer, pool: Pool, seeds: Tensor, wanted: Tensor, holes: int
+    automaton: GrowingAutomaton,
+    adam: torch.optim.Optimizer,
+    pool: Pool,
+    seeds: Tensor,
+    wanted: Tensor,
+    wounded: int,
+    hole: int,
 ) -> tuple[Tensor, Tensor]:
     """One update on 8 states: the worst begins anew, the best ones get holes; returns the places and grown states."""
     index, states = pool.sample(8)
     worst_first = error(states, wanted[index]).argsort(descending=True)
     index, states = index[worst_first], states[worst_first]
     states[0] = seeds[index[0]]
-    whole, best = states.split([8 - holes, holes])
-    states = descend(automaton, adam, torch.cat([whole, cut(best)]) if holes else whole, wanted[index])
+    whole, best = states.split([8 - wounded, wounded])
+    states = descend(automaton, adam, torch.cat([whole, cut(best, hole)]) if wounded else whole, wanted[index])
     pool.commit(index, states)
     return index, states
 
@@ -149,7 +164,7 @@ def measure(automaton: GrowingAutomaton, recipe: Recipe) -> dict[str, float]:
     numbers = torch.tensor(recipe.numbers)
     z = numbers[torch.arange(GRIDS) * len(numbers) // GRIDS]
     young = grown(automaton, seed_with(z), 60)
-    healed = grown(automaton, cut(young), 60)
+    healed = grown(automaton, cut(young, recipe.hole), 60)
     found = {
         "after 60 steps": (young, z),
         "after 300 steps": (grown(automaton, young, 240), z),
@@ -181,6 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
         "model": MODEL,
         "numbers": [round(number, 6) for number in recipe.numbers],
         "begin_with": recipe.begin_with,
+        "hole": recipe.hole,
         "training": {name: {"updates": updates, "rate": rate} for name, (updates, rate) in recipe.trainings.items()},
         "run": {
             "updates": sum(updates for updates, _ in recipe.trainings.values()),

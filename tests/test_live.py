@@ -415,61 +415,65 @@ def test_two_starts_make_one_figure(opened, demo):
     assert not page.problems
 
 
-@every_demo
-def test_a_demo_survives_random_input(opened, demo):
-    page = running(opened(figure(demo)))
+def disturb(page, dice: random.Random) -> None:
+    """Does one thing at random to the figure of a page, or to the page around it."""
+    kind = dice.choice(("point", "point", "point", "button", "input", "select", "keys", "size", "theme"))
+    if kind == "size":
+        return page.set_viewport_size(dice.choice((PHONE, DESKTOP, {"width": 700, "height": 300})))
+    if kind == "theme":
+        change_theme = "theme => { document.documentElement.dataset.theme = theme; }"
+        return page.evaluate(change_theme, dice.choice(("light", "dark")))
+    found = page.locator(f".live {'canvas' if kind in ('point', 'keys') else kind}").all()
+    shown = [each for each in found if each.is_visible() and each.is_enabled()]
+    if not shown:
+        return
+    one = dice.choice(shown)
+    if kind == "point":
+        one.scroll_into_view_if_needed()
+        box = one.bounding_box()
+        reach = 0.8 * box["width"]
+        page.mouse.move(
+            box["x"] + box["width"] / 2 + dice.uniform(-reach, reach),
+            box["y"] + box["height"] / 2 + dice.uniform(-reach, reach),
+        )
+        dice.choice((page.mouse.down, page.mouse.up))()
+    elif kind == "button":
+        one.evaluate("button => button.click()")
+    elif kind == "input":
+        one.evaluate(
+            """(input, share) => {
+                if (input.type === "range") {
+                    input.value = Number(input.min) + share * (input.max - input.min);
+                    input.dispatchEvent(new Event("input", { bubbles: true }));
+                } else {
+                    input.click();
+                }
+            }""",
+            dice.random(),
+        )
+    elif kind == "select":
+        one.select_option(index=dice.randrange(one.locator("option").count()))
+    else:
+        one.focus()
+        for _ in range(5):
+            page.keyboard.press(dice.choice(("ArrowUp", "ArrowLeft", "ArrowDown", "Enter", " ", "Tab", "x")))
+
+
+def test_the_demos_survive_random_input(opened):
+    """All at the same time, each on a page of its own: so a minute is enough for them all."""
+    pages = {demo: running(opened(figure(demo))) for demo in FIGURES}
     dice = random.Random(0)
-    controls = {kind: page.locator(f".live {kind}") for kind in ("canvas", "button", "input", "select")}
     until = time.monotonic() + SECONDS
     while time.monotonic() < until:
-        kind = dice.choice(("point", "point", "point", "button", "input", "select", "keys", "size", "theme"))
-        found = controls["canvas" if kind in ("point", "keys") else kind] if kind not in ("size", "theme") else None
-        if found is not None:
-            shown = [each for each in found.all() if each.is_visible() and each.is_enabled()]
-            if not shown:
-                continue
-            one = dice.choice(shown)
-        if kind == "point":
-            one.scroll_into_view_if_needed()
-            box = one.bounding_box()
-            reach = 0.8 * box["width"]
-            page.mouse.move(
-                box["x"] + box["width"] / 2 + dice.uniform(-reach, reach),
-                box["y"] + box["height"] / 2 + dice.uniform(-reach, reach),
-            )
-            dice.choice((page.mouse.down, page.mouse.up))()
-        elif kind == "button":
-            one.evaluate("button => button.click()")
-        elif kind == "input":
-            one.evaluate(
-                """(input, share) => {
-                    if (input.type === "range") {
-                        input.value = Number(input.min) + share * (input.max - input.min);
-                        input.dispatchEvent(new Event("input", { bubbles: true }));
-                    } else {
-                        input.click();
-                    }
-                }""",
-                dice.random(),
-            )
-        elif kind == "select":
-            one.select_option(index=dice.randrange(one.locator("option").count()))
-        elif kind == "keys":
-            one.focus()
-            for _ in range(5):
-                page.keyboard.press(dice.choice(("ArrowUp", "ArrowLeft", "ArrowDown", "Enter", " ", "Tab", "x")))
-        elif kind == "size":
-            page.set_viewport_size(dice.choice((PHONE, DESKTOP, {"width": 700, "height": 300})))
-        else:
-            page.evaluate(
-                "theme => { document.documentElement.dataset.theme = theme; }", dice.choice(("light", "dark"))
-            )
-    page.mouse.up()
-    page.set_viewport_size(DESKTOP)
-    before = page.evaluate(INK)
-    stir(page)
-    change(page, before)
-    assert not page.problems
+        for page in pages.values():
+            disturb(page, dice)
+    for demo, page in pages.items():
+        page.mouse.up()
+        page.set_viewport_size(DESKTOP)
+        before = page.evaluate(INK)
+        stir(page)
+        change(page, before)
+        assert not page.problems, demo
 
 
 @every_demo

@@ -1,0 +1,106 @@
+"""The second live figure of chapter 2: two grids, and seeds that carry the number of a slider."""
+
+import pytest
+import torch
+from export_live import NUMBERED, PAPER
+from live_pages import change, figure, middle, running, scripts
+from test_built_book import PHONE
+
+from vnca import growing
+
+TWO, TURNED = NUMBERED
+GROW = """async ([name, steps, rate, z]) => {
+    const engine = await vncaLive.Engine.load(name);
+    engine.fireRate = rate;
+    engine.plant(11, 11, z);
+    for (let step = 0; step < steps; step++) vncaLive.finish(engine.step());
+    return Array.from({ length: 4 }, (_, channel) => [...engine.readChannel(channel)]);
+}"""
+SHOWN = """() => [...document.querySelectorAll("canvas")].map(
+    (canvas) => [...canvas.getContext("2d").getImageData(0, 0, 22, 22).data])"""
+WHOLE = 8  # of what `amiss` says
+
+
+def amiss(page, grid: int, z: float) -> float:
+    """How far a grid is from showing the toadstool with a number on paper: the mean distance of colors, up to 255."""
+    target = growing.toadstool(z=z)
+    colors = 255 * target[:3] + (1 - target[3]) * torch.tensor(PAPER)[:, None, None]
+    shown = torch.tensor(page.evaluate(SHOWN)[grid]).view(22, 22, 4)[..., :3]
+    return (shown - colors.permute(1, 2, 0)).abs().mean().item()
+
+
+def grown(page, grid: int, z: float, most: float = WHOLE):
+    """Waits until a grid shows a toadstool; how many steps a second there are depends on the machine."""
+    for _ in range(200):
+        if amiss(page, grid, z) < most:
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"20 s, and {amiss(page, grid, z)} is amiss, not less than {most}")
+
+
+def drag(page, z: float):
+    page.get_by_label("z of the next seed").fill(str(round(100 * z)))
+
+
+@pytest.mark.parametrize("kernel", ["kernel", "plain"])
+@pytest.mark.parametrize(("name", "z"), [(TWO, -1.0), (TURNED, 0.3)])
+def test_the_shipped_automata_agree_with_torch(opened, kernel, name, z):
+    automaton = growing.load(name)
+    automaton.fire_rate = 1
+    state = growing.seed_with(torch.tensor([z]))
+    with torch.no_grad():
+        for _ in range(30):
+            state = automaton(state)
+    found = opened(scripts(kernel, name)).evaluate(GROW, [name, 30, 1, z])
+    assert (torch.tensor(found).view(4, 22, 22) - state[0, :4]).abs().max() < 0.03  # its weights are rounded
+
+
+@pytest.mark.parametrize("z", [0.975, 0.025, -0.725])
+def test_numbers_between_those_learned_grow_their_pictures_in_the_page(opened, z):
+    page = opened(scripts("kernel", TWO, TURNED))
+    errors = [
+        (torch.tensor(page.evaluate(GROW, [name, 60, 0.5, z])).view(4, 22, 22) - growing.toadstool(z=z)).square().mean()
+        for name in (TURNED, TWO)
+    ]
+    assert errors[0] < 0.01
+    assert errors[0] < errors[1] or abs(z) > 0.9, "near the numbers that it learned, the other rule does well, too"
+
+
+def test_both_grids_follow_the_slider(opened):
+    page = running(opened(figure("seeds")))
+    page.get_by_label("Steps").fill("120")
+    grown(page, 1, z=0)
+    assert amiss(page, 0, z=0) > 1.5 * WHOLE, "the rule on the left never learned this number"
+    for z in (1, -1):
+        drag(page, z)
+        for grid in (0, 1):
+            grown(page, grid, z)
+    assert page.get_by_label("z of the next seed").get_attribute("aria-valuetext") == "−1.00"
+    assert not page.problems
+
+
+def test_what_is_erased_grows_back_as_what_it_was(opened):
+    page = running(opened(figure("seeds")))
+    page.get_by_label("Steps").fill("120")
+    drag(page, -1)
+    grown(page, 1, z=-1)
+    page.get_by_label("z of the next seed").focus()
+    x, y = middle(page, canvas=1)
+    page.mouse.move(x - 40, y + 20)
+    page.mouse.down()
+    page.mouse.move(x + 40, y + 20, steps=4)
+    page.mouse.up()
+    grown(page, 1, z=-1, most=2 * WHOLE)
+    assert not page.problems
+
+
+def test_seeds_with_other_numbers_are_planted_by_touch_on_a_phone(opened):
+    page = running(opened(figure("seeds"), viewport=PHONE, has_touch=True, is_mobile=True))
+    page.get_by_label("Steps").fill("120")
+    page.get_by_role("button", name="plants").tap()
+    before = page.evaluate(SHOWN)
+    page.touchscreen.tap(*middle(page, canvas=1))
+    change(page, page.evaluate("[...document.querySelectorAll('canvas')].map((c) => c.toDataURL()).join()"))
+    assert page.evaluate(SHOWN)[1] != before[1]
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert not page.problems

@@ -85,6 +85,11 @@ def test_the_seed_agrees_with_the_package(chapter):
     assert torch.equal(chapter["single_cell"](1, 5, 8), growing.single_cell(1, 5, 8))
 
 
+def test_a_seed_with_a_number_agrees_with_the_package(chapter):
+    z = torch.tensor([1.0, -1.0, 0.25])
+    assert torch.equal(chapter["seed_with"](z), growing.seed_with(z))
+
+
 def test_the_pool_agrees_with_the_package(chapter):
     states = torch.rand(10, 4, 3, 3, generator=generator())
     theirs, ours = chapter["Pool"](states), growing.Pool(states)

@@ -297,8 +297,9 @@ def test_what_a_preset_promises_was_measured(name, weights):
     assert preset.hardware.split()[-1] in run["hardware"]
 
 
-def test_the_preset_that_only_fits_a_prior_made_the_shipped_weights():
-    run, preset = json.loads((readme.ROOT / "results" / "best-mnist.json").read_text()), PRESETS["fit-prior"]
+@pytest.mark.parametrize(("name", "weights"), [("fit-prior", "best-mnist"), ("fit-prior-small", "fitted-mnist-small")])
+def test_a_preset_that_only_fits_a_prior_made_the_shipped_weights(name, weights):
+    run, preset = json.loads((readme.ROOT / "results" / f"{weights}.json").read_text()), PRESETS[name]
     config = run["config"]
     assert TrainConfig(ModelConfig(**config["model"]), **config["training"]) == preset.config
     assert preset.minutes == round(run["minutes"]) and preset.hardware.split()[-1] in run["hardware"]

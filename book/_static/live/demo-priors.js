@@ -1,7 +1,8 @@
 // Chapter 6: the same cells, and two priors to draw their latents from.
 vncaLive.addDemo("priors", async (stage) => {
   "use strict";
-  const COLUMNS = 6; // digits of each prior
+  const COUNT = 12; // digits of each prior
+  const COLUMNS = 6; // in a row
 
   const engine = await vncaLive.Engine.load(stage.models[0]);
   const prior = await vncaLive.Prior.load(stage.models[1]);
@@ -10,41 +11,46 @@ vncaLive.addDemo("priors", async (stage) => {
   let spread = 1; // what the noise is multiplied by
   let alike = false; // whether all latents of the learned prior are of one component
   let drawn = 0; // digits since readers wanted others
+  let since; // when the first of them began to grow
 
   const redraw = () => {
-    noise = Array.from({ length: 2 * COLUMNS }, () => random.normal(engine.latentSize));
+    noise = Array.from({ length: 2 * COUNT }, () => random.normal(engine.latentSize));
     components = noise.map(() => prior.choose(random));
   };
   /** Grows the digit of one screen: those of the standard normal come first. */
   function* grow(index) {
+    if (index === 0) since = performance.now();
     const scaled = noise[index].map((value) => spread * value);
-    const learned = index >= COLUMNS;
-    const z = learned ? yield* prior.place(scaled, components[alike ? COLUMNS : index]) : scaled;
+    const learned = index >= COUNT;
+    const z = learned ? yield* prior.place(scaled, components[alike ? COUNT : index]) : scaled;
     yield* engine.grow(z);
     inks[index] = engine.readChannel(0).map((logit) => 1 / (1 + Math.exp(-logit)));
+    const seconds = ((performance.now() - since) / 1000).toFixed(1);
+    stage.read(index + 1 < 2 * COUNT ? "growing" : `${2 * COUNT} digits in ${seconds} s`);
   }
   const next = () => (drawn < screens.length ? grow(drawn++) : null);
   const draw = () => screens.forEach((screen, index) => screen.paint(inks[index]));
 
   redraw();
   const inks = noise.map(() => new Float32Array(engine.largest ** 2));
-  const rowOf = (title, name) => {
+  const rowsOf = (title, name) => {
     stage.row(COLUMNS, { title });
-    return Array.from({ length: COLUMNS }, (_, i) => stage.screen(`Digit ${i + 1} of ${name}`, engine.largest));
+    return Array.from({ length: COUNT }, (_, i) => stage.screen(`Digit ${i + 1} of ${name}`, engine.largest));
   };
   const screens = [
-    ...rowOf("Latents from the standard normal", "the standard normal"),
-    ...rowOf("Latents from the learned prior", "the learned prior"),
+    ...rowsOf("Latents from the standard normal", "the standard normal"),
+    ...rowsOf("Latents from the learned prior", "the learned prior"),
   ];
   await vncaLive.inSlices(grow(drawn++));
   const player = stage.play({ next, draw, rate: 1000, moves: false });
   const arrive = (change) => player.edit(() => {
     change();
     drawn = 0;
+    stage.read("growing");
   });
   stage.button("New latents", () => {
     arrive(redraw);
-    stage.say("Six other digits of each prior.");
+    stage.say("Other digits of each prior.");
   });
   stage.choice(
     { label: "Components of the learned prior", options: ["one for each", "one for all"], value: 0, columns: 2 },
@@ -55,5 +61,5 @@ vncaLive.addDemo("priors", async (stage) => {
     (percent) => `${percent} %`,
     (percent) => arrive(() => { spread = percent / 100; }),
   );
-  stage.hint("Draw several times, and count in each row the digits that you are sure of. Then narrow the spread.");
+  stage.hint("Draw several times, and count in each half the digits that you are sure of. Then narrow the spread.");
 });

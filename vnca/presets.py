@@ -318,6 +318,16 @@ PRESETS = {
         minutes=1.0,
         hardware="one core of an AMD EPYC",
     ),
+    "refit-small": Preset(
+        replace(
+            REFINE,
+            model=replace(SMALL, components=300, correlated=24),
+            updates=0,
+            init_from="best-mnist-small",
+            samples=1,
+        ),
+        "what `finetune-small` trained, with another prior, of Gaussians with full covariances",
+    ),
     "conv-small": Preset(
         TrainConfig(
             ModelConfig("conv", 32, 8, {"width": 8}),

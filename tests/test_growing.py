@@ -235,22 +235,47 @@ def test_errors_say_what_was_wrong(call, words):
         call()
 
 
-def test_the_shipped_automaton_does_what_its_config_says():
-    automaton = growing.load("toadstool")
+@pytest.mark.parametrize("name", train_toadstool.RECIPES)
+def test_the_shipped_automata_do_what_their_configs_say(name):
+    automaton = growing.load(name)
     assert not automaton.training
-    assert "toadstool" not in " ".join(pretrained.available()), "it is no VAE"
-    recorded = pretrained.read_config(growing.FOLDER / "toadstool")["run"]["errors"]
+    assert name not in pretrained.available(), "it is no VAE"
+    recipe = train_toadstool.RECIPES[name]
+    config = pretrained.read_config(growing.FOLDER / name)
+    assert config["training"] == {
+        training: {"updates": updates, "rate": rate} for training, (updates, rate) in recipe.trainings.items()
+    }
+    recorded = config["run"]["errors"]
     torch.manual_seed(2)
-    state = single_cell(batch=8, channels=16, size=22)
+    numbers = torch.tensor(recipe.numbers)
+    z = numbers[torch.arange(16) * len(numbers) // 16]
     with torch.no_grad():
-        young = train_toadstool.grown(automaton, state, 60)
-        healed = train_toadstool.grown(automaton, train_toadstool.cut(young, hole=11), 60)
-    assert train_toadstool.error(young, toadstool()).median() < 1.5 * recorded["after 60 steps"] < 1e-3
-    assert train_toadstool.error(healed, toadstool()).median() < 1.5 * recorded["60 steps after a hole"] < 2e-3
+        young = train_toadstool.grown(automaton, seed_with(z), 60)
+        healed = train_toadstool.grown(automaton, train_toadstool.cut(young, recipe.hole), 60)
+    wanted = train_toadstool.pictures(z)
+    assert train_toadstool.error(young, wanted).median() < 1.5 * recorded["after 60 steps"] < 0.01
+    assert train_toadstool.error(healed, wanted).median() < 1.5 * recorded["60 steps after a hole"] < 0.015
+
+
+def test_the_rule_that_learned_many_numbers_knows_those_between_and_the_other_one_does_not():
+    """What chapter 2 says of both."""
+    learned = torch.tensor(train_toadstool.RECIPES["turned-toadstools"].numbers)
+    between = (learned[1:] + learned[:-1]) / 2
+    wanted, both = train_toadstool.pictures(between), train_toadstool.pictures(torch.tensor([1.0, -1.0]))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        two, turned = (
+            train_toadstool.grown(growing.load(name), seed_with(between), 60)
+            for name in ("two-toadstools", "turned-toadstools")
+        )
+    assert train_toadstool.error(turned, wanted).max() < 0.03
+    assert train_toadstool.error(two, wanted).median() > 5 * train_toadstool.error(turned, wanted).median()
+    to_either = torch.stack([train_toadstool.error(two, one) for one in both]).min(dim=0).values
+    assert (to_either < 0.01).float().mean() > 0.5, "from most seeds one of its two pictures grows"
 
 
 def test_an_automaton_that_cannot_be_loaded_says_why(tmp_path):
-    with pytest.raises(ValueError, match="no automaton named 'oak': there are toadstool"):
+    with pytest.raises(ValueError, match="no automaton named 'oak': there are toadstool, turned-toadstools, two-"):
         growing.load("oak")
     for name in ("toadstool", ""):
         with pytest.raises(ValueError, match="there are none yet"):

@@ -144,7 +144,10 @@ class GrowingAutomaton(nn.Module):
 
 
 def load(name: str = "toadstool", folder: Path = FOLDER) -> GrowingAutomaton:
-    """A trained automaton, in eval mode; `scripts/train_toadstool.py` trained the one that comes with the package.
+    """A trained automaton, in eval mode; `scripts/train_toadstool.py` trained those that come with the package.
+
+    `"toadstool"` grows from `single_cell`. `"two-toadstools"` and `"turned-toadstools"` grow from `seed_with`, the one
+    for the numbers 1 and -1, the other one for all from 1 to -1.
 
     Raises:
         ValueError: if there is no such automaton (the message lists those there are), or its files are damaged.

@@ -297,7 +297,10 @@ def test_what_a_preset_promises_was_measured(name, weights):
     assert preset.hardware.split()[-1] in run["hardware"]
 
 
-@pytest.mark.parametrize(("name", "weights"), [("fit-prior", "best-mnist"), ("fit-prior-small", "fitted-mnist-small")])
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [("fit-prior", "best-mnist"), ("fit-prior-small", "fitted-mnist-small"), ("refit-small", "refitted-mnist-small")],
+)
 def test_a_preset_that_only_fits_a_prior_made_the_shipped_weights(name, weights):
     run, preset = json.loads((readme.ROOT / "results" / f"{weights}.json").read_text()), PRESETS[name]
     config = run["config"]
@@ -381,6 +384,28 @@ def test_a_classifier_finds_samples_as_good_as_chapter_6_says():
     for row in learned:
         assert table["test"]["sure"][0] - row["sure"][0] < 0.1 and row["frechet"] < 1.5 * table["test"]["frechet"]
         assert all(row["frechet"] < other["frechet"] / 3 for other in rows.values() if other not in learned)
+
+
+def test_most_of_what_the_small_cells_gained_is_the_prior_as_chapter_6_says():
+    plain, fitted, refitted = (
+        json.loads((readme.ROOT / "results" / f"{name}-mnist-small.json").read_text())
+        for name in ("doubling", "fitted", "refitted")
+    )
+    assert plain["images"] == fitted["images"] == refitted["images"] == 1000
+    assert abs(fitted["against"]["nats"] - plain["nats"]) < 0.01, "the same images"
+    share = fitted["against"]["difference"] / (refitted["nats"] - plain["nats"])
+    assert 0.65 < share < 0.8, "about three quarters"
+    against = refitted["against"]
+    assert against["name"] == "best-mnist-small" and 0.4 < against["difference"] < 0.6, "half a nat"
+
+
+def test_three_models_are_above_the_paper_by_one_nat_to_two_as_chapter_6_says():
+    above = {}
+    for run in map(readme.expected_on_all, readme.measured_runs()):
+        if run["images"] == 10_000 and run["nats"] > -84.15:
+            above[run["name"]] = run["nats"] + 84.23
+    assert set(above) == {"best-mnist", "best-mnist-small", "refitted-mnist-small"}
+    assert all(0.8 < nats < 2.3 for nats in above.values())
 
 
 def test_an_update_on_a_gpu_is_as_fast_as_chapter_4_says():

@@ -327,6 +327,8 @@ PRESETS = {
             samples=1,
         ),
         "what `finetune-small` trained, with another prior, of Gaussians with full covariances",
+        minutes=1.0,
+        hardware="two cores of an AMD EPYC",
     ),
     "conv-small": Preset(
         TrainConfig(

@@ -119,13 +119,14 @@ def runs_of(run: dict) -> list[dict]:
 
 
 def kind(run: dict) -> str:
-    """What sort of model a run trained."""
+    """What sort of model a run trained, together with those that it began with."""
     config = run["config"]
+    trainings = [config["training"], *(earlier.get("training", {}) for earlier in runs_of(run)[1:])]
     additions = {
         "cells with genome and age": "channels" in config["model"]["decoder_options"],
         "planted genomes": config["training"].get("planted", False),
         "learned prior": config["model"].get("components", 0) > 0,
-        "importance-weighted training": config["training"].get("samples", 1) > 1,
+        "importance-weighted training": any(training.get("samples", 1) > 1 for training in trainings),
     }
     return ", ".join([MODELS[run["model"]], *(name for name, added in additions.items() if added)])
 

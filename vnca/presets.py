@@ -179,6 +179,7 @@ REFINE = replace(
     init_from="doubling-mnist",
     samples=5,
 )
+FIT_PRIOR = replace(REFINE, updates=0, samples=1)
 REFINE_SMALL = replace(
     REFINE,
     model=replace(SMALL, components=500),
@@ -298,7 +299,7 @@ PRESETS = {
         REFINE, "what `best` trained, with a learned prior and the importance-weighted bound of 5 samples"
     ),
     "fit-prior": Preset(
-        replace(REFINE, updates=0, samples=1),
+        FIT_PRIOR,
         "what `best` trained, with a learned prior and no further training",
         minutes=1.0,
         hardware="two cores of an AMD EPYC",
@@ -307,25 +308,13 @@ PRESETS = {
         REGROW, "the regrowing (non-doubling) VNCA of Palm et al. 2022, trained as vnca.objectives.PersistentElbo says"
     ),
     "fit-prior-small": Preset(
-        replace(
-            REFINE,
-            model=replace(SMALL, components=100, correlated=24),
-            updates=0,
-            init_from="doubling-mnist-small",
-            samples=1,
-        ),
+        replace(FIT_PRIOR, model=replace(SMALL, components=100, correlated=24), init_from="doubling-mnist-small"),
         "what `small` trained, with a learned prior and no further training",
         minutes=1.0,
         hardware="one core of an AMD EPYC",
     ),
     "refit-small": Preset(
-        replace(
-            REFINE,
-            model=replace(SMALL, components=300, correlated=24),
-            updates=0,
-            init_from="best-mnist-small",
-            samples=1,
-        ),
+        replace(FIT_PRIOR, model=replace(SMALL, components=300, correlated=24), init_from="best-mnist-small"),
         "what `finetune-small` trained, with another prior, of Gaussians with full covariances",
         minutes=1.0,
         hardware="two cores of an AMD EPYC",

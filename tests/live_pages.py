@@ -13,6 +13,7 @@ import pytest
 import torch
 from chapters import ROOT
 from chromium import find_browser, launch
+from export_live import PAPER
 from test_built_book import DESKTOP, PATIENCE, missing
 
 LIVE = ROOT / "book" / "_static" / "live"
@@ -142,6 +143,12 @@ def middle(page, canvas: int = 0) -> tuple[float, float]:
     """Where the middle of a canvas is."""
     box = page.locator("canvas").nth(canvas).bounding_box()
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def on_paper(picture: torch.Tensor) -> torch.Tensor:
+    """What a page shows of premultiplied colors and opacity `(4, H, W)`: colors `(H, W, 3)` up to 255."""
+    colors = 255 * picture[:3] + (1 - picture[3]) * torch.tensor(PAPER)[:, None, None]
+    return colors.permute(1, 2, 0)
 
 
 def error(found, expected: torch.Tensor) -> float:

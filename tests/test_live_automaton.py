@@ -3,7 +3,7 @@
 import export_live
 import pytest
 import torch
-from live_pages import INK, change, figure, middle, running, scripts
+from live_pages import INK, change, figure, middle, on_paper, running, scripts
 from test_built_book import PHONE
 
 from vnca import growing
@@ -31,9 +31,7 @@ def shown(page) -> torch.Tensor:
 
 def amiss(page) -> float:
     """How far the page is from showing the toadstool on paper: the mean distance of its colors, up to 255."""
-    target = growing.toadstool()
-    colors = 255 * target[:3] + (1 - target[3]) * torch.tensor(export_live.PAPER)[:, None, None]
-    return (shown(page) - colors.permute(1, 2, 0)).abs().mean().item()
+    return (shown(page) - on_paper(growing.toadstool())).abs().mean().item()
 
 
 def paused(page):

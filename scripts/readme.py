@@ -605,7 +605,8 @@ def render_recipes() -> str:
     }
     note = (
         f"From `{found['start']}`, with {found['latents']:,} decoded latents each; {samples} samples for the bound, "
-        f"{images:,} test images, the same for all; {hardware}."
+        f"{images:,} test images, the same for all, evaluated in float32; "
+        f"trained on {hardware}."
     )
     return "\n".join([*lines, "", note])
 

@@ -319,6 +319,14 @@ PRESETS = {
         minutes=1.0,
         hardware="two cores of an AMD EPYC",
     ),
+    "fit-prior-persist": Preset(
+        replace(
+            FIT_PRIOR,
+            model=replace(PERSIST_SMALL.model, components=60, correlated=20),
+            init_from="persistent-mnist-small",
+        ),
+        "what `persist-small` trained, with a learned prior small enough for the first page",
+    ),
     "conv-small": Preset(
         TrainConfig(
             ModelConfig("conv", 32, 8, {"width": 8}),

@@ -322,7 +322,7 @@ PRESETS = {
     "fit-prior-persist": Preset(
         replace(
             FIT_PRIOR,
-            model=replace(PERSIST_SMALL.model, components=60, correlated=20),
+            model=replace(PERSIST_SMALL.model, components=40, correlated=16),
             init_from="persistent-mnist-small",
         ),
         "what `persist-small` trained, with a learned prior small enough for the first page",

@@ -24,9 +24,10 @@ MODELS = ("doubling-mnist-small", "persistent-mnist-small")  # of cells
 ENCODED = "persistent-mnist-small"  # its encoder, too
 WALKED = "conv-mnist-small"  # its decoder alone
 FITTED = "fitted-mnist-small"  # its prior alone; its cells are those of doubling-mnist-small
+GROWN = "fitted-persistent-mnist-small"  # its prior alone; its cells are those of persistent-mnist-small
 PLANT = "toadstool"
 NUMBERED = ("two-toadstools", "turned-toadstools")  # automata whose seeds carry numbers
-INK, PAPER = (0x1C, 0x27, 0x33), (0xFB, 0xFA, 0xF6)  # those of live.css in the light
+PAPER = (0xFB, 0xFA, 0xF6)  # that of live.css in the light
 WIDTH = 640  # of a still, in pixels, or somewhat less
 
 
@@ -37,7 +38,8 @@ def model_scripts() -> dict[str, str]:
         scripts[f"{name}.js"] = export.decoder_script(vnca.load(name), name)
     scripts[f"{ENCODED}-encoder.js"] = export.encoder_script(vnca.load(ENCODED), f"{ENCODED}-encoder")
     scripts[f"{WALKED}.js"] = export.decoder_script(vnca.load(WALKED), WALKED)
-    scripts[f"{FITTED}-prior.js"] = export.prior_script(vnca.load(FITTED), f"{FITTED}-prior")
+    for name in (FITTED, GROWN):
+        scripts[f"{name}-prior.js"] = export.prior_script(vnca.load(name), f"{name}-prior")
     size = growing.toadstool().shape[-1]
     for name in (PLANT, *NUMBERED):
         scripts[f"{name}.js"] = export.automaton_script(growing.load(name), name, size)
@@ -46,9 +48,9 @@ def model_scripts() -> dict[str, str]:
 
 @torch.no_grad()
 def grown_digit() -> torch.Tensor:
-    """A digit of the cells that stay, `(32, 32)` amounts of ink, border and all."""
-    model = vnca.load("persistent-mnist-small")
-    z = torch.randn(1, model.latent_size, generator=torch.Generator().manual_seed(18))
+    """A digit of the cells that stay, `(32, 32)` in [0, 1], border and all."""
+    model = vnca.load(GROWN)
+    z = model.draw(1, torch.Generator().manual_seed(18))
     *_, last = model.decoder.grow(z)
     return last[0, 0].sigmoid()
 
@@ -121,7 +123,7 @@ def turned_toadstools() -> torch.Tensor:
 
 
 def tiles(pictures: list[torch.Tensor]) -> torch.Tensor:
-    """Four pictures `(H, H)` or `(C, H, H)`, two by two, with lines of paper between them."""
+    """Four pictures `(H, H)` or `(C, H, H)`, two by two, with empty lines between them."""
     one, two, three, four = (F.pad(picture, (1, 1, 1, 1)) for picture in pictures)
     return torch.cat([torch.cat([one, two], dim=-1), torch.cat([three, four], dim=-1)], dim=-2)
 
@@ -139,13 +141,13 @@ STILLS = {
 
 
 def save_still(picture: torch.Tensor, path: Path) -> None:
-    """Draw on paper amounts of ink `(H, H)`, or premultiplied colors and opacity `(4, H, H)`, as squares of pixels."""
+    """Draw a digit `(H, H)` white on black, or premultiplied colors `(4, H, H)` on paper, in large pixels."""
     values = picture.clamp(0, 1).numpy()
     if values.ndim == 2:
-        colors, opacity = values[..., None] * np.array(INK), values
+        colors = 255 * values
     else:
-        colors, opacity = 255 * values[:3].transpose(1, 2, 0), values[3]
-    pixels = np.rint(colors + (1 - opacity)[..., None] * np.array(PAPER)).clip(0, 255).astype(np.uint8)
+        colors = 255 * values[:3].transpose(1, 2, 0) + (1 - values[3])[..., None] * np.array(PAPER)
+    pixels = np.rint(colors).clip(0, 255).astype(np.uint8)
     scale = WIDTH // len(pixels)
     large = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
     with files.replacing(path) as beside:

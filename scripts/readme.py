@@ -19,8 +19,9 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "book" / "_static" / "growth.png"
 ALT = (
-    "Four digits, one to a row, growing from left to right: two by two cells, then four by four, eight by eight, "
-    "sixteen by sixteen, and the finished image of twenty-eight by twenty-eight pixels"
+    "Four digits, one to a row, growing from left to right: two by two cells that are all alike, the same four once "
+    "they differ, then four by four, eight by eight, sixteen by sixteen, and the finished image of twenty-eight by "
+    "twenty-eight pixels"
 )
 
 CAPTION = (
@@ -34,6 +35,8 @@ MODELS = {
     "conv": "convolutional VAE",
     "regrowing": "regrowing (non-doubling) VNCA",
 }
+
+LEARNED = "learned prior"  # among the traits of a model
 
 # Published figures, all in nats per image on the test set of MNIST; where nothing else is said, statically binarized.
 PAPER = "[Palm et al. 2022](https://openreview.net/forum?id=7fFO4cMBx_9)"
@@ -67,6 +70,12 @@ def repository() -> str:
     """The repository's address, from the one place that decides it."""
     # By hand, because tomllib came with Python 3.11.
     return re.search(r'^Repository = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
+
+
+def site() -> str:
+    """Where GitHub publishes the pages of the repository."""
+    owner, name = repository().split("/")[-2:]
+    return f"https://{owner}.github.io/{name}/"
 
 
 def pages() -> list[str]:
@@ -118,17 +127,22 @@ def runs_of(run: dict) -> list[dict]:
     return [run, *(earlier for before in run.get("before", []) for earlier in runs_of(before))]
 
 
-def kind(run: dict) -> str:
-    """What sort of model a run trained, together with those that it began with."""
+def traits(run: dict) -> list[str]:
+    """What sort of model a run trained, together with those that it began with: the decoder first, then additions."""
     config = run["config"]
     trainings = [config["training"], *(earlier.get("training", {}) for earlier in runs_of(run)[1:])]
     additions = {
         "cells with genome and age": "channels" in config["model"]["decoder_options"],
         "planted genomes": config["training"].get("planted", False),
-        "learned prior": config["model"].get("components", 0) > 0,
+        LEARNED: config["model"].get("components", 0) > 0,
         "importance-weighted training": any(training.get("samples", 1) > 1 for training in trainings),
     }
-    return ", ".join([MODELS[run["model"]], *(name for name, added in additions.items() if added)])
+    return [MODELS[run["model"]], *(name for name, added in additions.items() if added)]
+
+
+def kind(run: dict) -> str:
+    """The traits of a model in a line."""
+    return ", ".join(traits(run))
 
 
 def sizes_of(decoder: int, prior: int) -> str:
@@ -201,6 +215,12 @@ def expected_on_all(run: dict) -> dict:
     return run
 
 
+EXPECTED = (
+    "A figure *expected from N images* is that of another model on all images, plus the mean difference between the "
+    "two on the N images that both were measured on; how each was made is folded below."
+)
+
+
 def note_on_expected(run: dict) -> str:
     """How the figures of `expected_on_all` came about."""
     measured, against = run["measured"], run["against"]
@@ -241,7 +261,8 @@ def rows_of_recipes(images: int, folder: str) -> tuple[dict[str, float], str]:
 def render_results(page: str) -> str:
     """A table for each data set, split and number of images: figures on different images never share one.
 
-    Published figures stand among ours on all images of the set they were measured on.
+    Published figures stand among ours on all images of the set they were measured on. That table is in sight, all else
+    is folded below it.
     """
     # A page of the book does not have the folder beside it.
     folder = "results" if page == "README.md" else f"{repository()}/blob/main/results"
@@ -249,7 +270,7 @@ def render_results(page: str) -> str:
     tables = {PUBLISHED_ON: []}
     for run in runs:
         tables.setdefault((run["data"], run["split"], run["images"]), []).append(run)
-    parts = []
+    seen, below = [], []
     for (data, split, images), own in tables.items():
         rows, note = {own_row(run, folder): run["nats"] for run in own}, ""
         if (data, split, images) == PUBLISHED_ON:
@@ -260,14 +281,20 @@ def render_results(page: str) -> str:
             rows |= more
         head = ["| model | nats | ELBO | parameters of decoder + prior | from |", "|---|---|---|---|---|"]
         table = "\n".join([*head, *sorted(rows, key=rows.get, reverse=True)])
-        parts.append(f"`{data}`, {split} split, {images:,} images{note}:\n\n{table}")
-    parts += [note_on_expected(run) for run in runs if "measured" in run]
+        text = f"`{data}`, {split} split, {images:,} images{note}:\n\n{table}"
+        if (data, split, images) == PUBLISHED_ON:
+            seen.append(text)
+        else:
+            below.append(folded(f"Figures on {images:,} images of {data}", text, page))
+    if notes := [note_on_expected(run) for run in runs if "measured" in run]:
+        seen.append(EXPECTED)
+        below.append(folded("How each expected figure was made", "\n\n".join(notes), page))
     if rounded := [f"`{run['name']}`" for run in runs if run["evaluation"]["precision"] != "float32"]:
-        parts.append(f"Evaluated in 16 bits, all others in 32: {', '.join(rounded)}.")
+        seen.append(f"Evaluated in 16 bits, all others in 32: {', '.join(rounded)}.")
     if runs:
         head = ["| weights | training, with that of the encoder they began with | machines |", "|---|---|---|"]
-        parts.append(folded("How ours were trained", "\n".join([*head, *map(training_row, runs)]), page))
-    return "\n\n".join(parts)
+        below.append(folded("How ours were trained", "\n".join([*head, *map(training_row, runs)]), page))
+    return "\n\n".join(seen + below)
 
 
 def folded(title: str, text: str, page: str) -> str:
@@ -665,7 +692,7 @@ def step_row(form: str, row: dict, product: float | None) -> str:
 
 
 def growth_frames(name: str, digits: int = 4) -> list:
-    """The pixels of digits drawn from the prior, at the end of every stage of their growth, digit by digit."""
+    """The pixels of digits drawn from the prior: their seeds, and the end of each stage of growth, digit by digit."""
     import torch
 
     import vnca
@@ -674,8 +701,9 @@ def growth_frames(name: str, digits: int = 4) -> list:
     model = vnca.load(name)
     z = model.draw(digits, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        stages = {state.shape[-1]: state for state in model.decoder.grow(z)}  # the last state of each size
-        *small, last = [stages[size][:, :1].sigmoid() for size in sorted(stages)]
+        states = list(model.decoder.grow(z))
+        stages = {state.shape[-1]: state for state in states}  # the last state of each size
+        *small, last = [state[:, :1].sigmoid() for state in (states[0], *stages.values())]
     return [stage[digit] for digit in range(digits) for stage in (*small, crop(last))]
 
 
@@ -701,6 +729,176 @@ def render_picture(page: str) -> str:
     if page == "README.md":
         return f"![{ALT}]({PICTURE.relative_to(ROOT)})"
     return f"```{{figure}} _static/growth.png\n:alt: {ALT}\n:figclass: figure-card\n\n{CAPTION}\n```"
+
+
+PAPER_SIZES = {"doubling": "paper", "persistent": "paper", "regrowing": "regrow"}  # presets, by the decoder
+
+SETTINGS = {  # of a decoder in words, in the order in which they are told; a range of steps comes after them
+    "channels": "{:,} channels a cell",
+    "width": "{:,} channels in the last layer but one",
+    "hidden": "{:,} channels inside the update",
+    "steps": "{:,} steps in each stage",
+}
+
+
+def size_of(model: dict) -> list[str]:
+    """The size of a model in words, from its configuration."""
+    from vnca.presets import PRESETS
+
+    options = dict(model["decoder_options"])
+    words = [f"latent of {model['latent_size']:,} numbers"]
+    if model["decoder"] in PAPER_SIZES:
+        paper = PRESETS[PAPER_SIZES[model["decoder"]]].config.model
+        same = (model["latent_size"], options) == (paper.latent_size, paper.decoder_options)
+        words.insert(0, "the paper's size" if same else "small")
+    steps = [options.pop(key) for key in ("min_steps", "max_steps") if key in options]
+    words += [SETTINGS[key].format(options[key]) for key in sorted(options, key=list(SETTINGS).index)]
+    if steps:
+        words.append(f"{steps[0]} to {steps[1]} {'in the last' if 'steps' in options else 'steps'}")
+    return words
+
+
+def prior_of(model: dict) -> str:
+    """The prior of a model in words, from its configuration."""
+    if not model.get("components"):
+        return "standard normal prior"
+    full = f" with full covariances in {model['correlated']:,} numbers" if model.get("correlated") else ""
+    return f"{LEARNED} of {model['components']:,} Gaussians{full}"
+
+
+def parent(run: dict, shipped: list[str]) -> tuple[str, str] | None:
+    """What a model began with: `"init_from"` or `"encoder_from"`, and the nearest shipped model there."""
+    for earlier in runs_of(run)[1:]:
+        for how in ("init_from", "encoder_from"):
+            # A model can have begun with an earlier form of itself, which is not shipped any more.
+            if earlier.get(how) in shipped and earlier[how] != run["name"]:
+                return how, earlier[how]
+    return None
+
+
+def beginning(run: dict, shipped: list[str]) -> str:
+    """A sentence on what a model began with."""
+    found = parent(run, shipped)
+    if found is None:
+        return "Began with random weights."
+    how, name = found
+    if run["updates"] == 0:
+        return f"Differs from `{name}` in its prior alone."
+    return f"Began with the {'encoder' if how == 'encoder_from' else 'weights'} of `{name}`."
+
+
+def described(run: dict, shipped: list[str]) -> str:
+    """What a model is, in plain words: its traits, its prior, its size and what it began with."""
+    model = run["config"]["model"]
+    words = [word for word in traits(run) if word != LEARNED] + [prior_of(model)]
+    return f"{capitalized(', '.join(words))}; {', '.join(size_of(model))}. {beginning(run, shipped)}"
+
+
+def capitalized(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def described_automaton(config: dict) -> str:
+    """What an automaton of chapter 2 is, in plain words."""
+    numbers, model = config.get("numbers"), config["model"]
+    task = "one picture, from one cell"
+    if numbers:
+        ends = f"from {signed(numbers[0], 0)} to {signed(numbers[-1], 0)}"
+        task = f"a picture for the number in its first cell; learned {len(numbers)} numbers {ends}"
+    size = ", ".join(SETTINGS[key].format(model[key]) for key in ("channels", "hidden"))
+    begun = f"the weights of `{config['begin_with']}`" if "begin_with" in config else "random weights"
+    return f"Growing automaton: {task}; {size}. Began with {begun}."
+
+
+def weights_file(folder: Path) -> str:
+    """The size of a file of weights, and how they are kept in it."""
+    from vnca import pretrained
+
+    size = (folder / "model.safetensors").stat().st_size
+    bits = pretrained.stored_as(folder).removeprefix("float")
+    return (f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB") + f" in {bits} bits"
+
+
+def figures_of(run: dict) -> str:
+    """The nats of a model, as in the table of results, and how many parameters its parts have."""
+    run = expected_on_all(run)
+    measured = f", expected from {run['measured']['images']:,}" if "measured" in run else ""
+    sizes = [f"{size:,}" for part in ("encoder", "decoder", "prior") if (size := run["parameters"].get(part))]
+    return (
+        f"**{signed(run['nats'])}** ± {run['standard_error']:.2f} nats on {run['images']:,} images{measured}; "
+        f"parameters {' + '.join(sizes)}"
+    )
+
+
+def figures_of_automaton(name: str, config: dict) -> str:
+    """How well an automaton draws, and how many parameters it has."""
+    from vnca import growing
+
+    parameters = sum(p.numel() for p in growing.load(name).parameters())
+    when, error = next(iter(config["run"]["errors"].items()))
+    return f"error {error:.4f} {when}; parameters {parameters:,}"
+
+
+def sources() -> list[tuple[str, str, str]]:
+    """What to search for names of models: pages, the kind of each cell, and its text without generated parts."""
+    first, parts = f"{pages()[0]}.md", "|".join(PARTS)
+    found = [(first, "markdown", (ROOT / first).read_text(encoding="utf-8"))]
+    for path in chapters():
+        page = path.relative_to(ROOT).as_posix()
+        found += [(page, cell.cell_type, cell.source) for cell in nbformat.read(path, as_version=4).cells]
+    # Tables list every model. What uses one is written by hand.
+    generated = re.compile(rf"<!-- ({parts}):begin -->.*?<!-- \1:end -->", re.DOTALL)
+    return [(page, cell, generated.sub("", text)) for page, cell, text in found]
+
+
+LIVE = re.compile(r'data-live="([\w-]+)" data-model="([^"]+)"')
+
+
+def used_in(name: str, texts: list[tuple[str, str, str]]) -> str:
+    """Where the book uses a model: chapters whose code names it, live figures, and chapters that only tell of it."""
+    number = {path.relative_to(ROOT).as_posix(): str(n) for n, path in enumerate(chapters(), start=1)}
+    code, told, live = [], [], []
+    for page, cell, text in texts:
+        link = f"[{number.get(page, 'first page')}]({Path(page).name})"
+        if cell == "code" and re.search(rf"[\"']{name}[\"']", text):
+            code.append(link)
+        elif cell == "markdown" and f"`{name}`" in text:
+            told.append(link)
+        for figure, models in LIVE.findall(text):
+            # Pages have encoders and priors in files of their own.
+            if {name, f"{name}-encoder", f"{name}-prior"} & set(models.split()):
+                live.append(f"{link} (`{figure}`)")
+    told = [link for link in told if link not in code]
+    kinds = {"code": code, "live": live, "text": told}
+    return "; ".join(f"*{kind}:* {', '.join(dict.fromkeys(links))}" for kind, links in kinds.items() if links)
+
+
+def render_models() -> str:
+    """All shipped models, one to a row: the kinds in the order of `MODELS`, then the automata of chapter 2."""
+    from vnca import pretrained
+
+    folder = ROOT / "vnca" / "pretrained"
+    shipped = [path.parent.name for path in folder.glob("*/model.safetensors")]
+    texts, address = sources(), repository()
+    lines = ["| model | what it is, and where it is used | figures |", "|---|---|---|"]
+
+    def in_order(run: dict) -> tuple:
+        return list(MODELS).index(run["model"]), run["parameters"]["decoder"], len(runs_of(run)), run["name"]
+
+    for run in sorted(map(result, shipped), key=in_order):
+        name = run["name"]
+        lines.append(
+            f"| [`{name}`]({address}/blob/main/vnca/pretrained/{name}/README.md) "
+            f"| {described(run, shipped)} {used_in(name, texts)} | {figures_of(run)}; {weights_file(folder / name)} |"
+        )
+    automata = {path.parent: pretrained.read_config(path.parent) for path in folder.glob("automata/*/config.json")}
+    for path, config in sorted(automata.items(), key=lambda item: len(item[1].get("numbers", []))):
+        lines.append(
+            f"| [`{path.name}`]({address}/blob/main/vnca/pretrained/automata/{path.name}/config.json) "
+            f"| {described_automaton(config)} {used_in(path.name, texts)} "
+            f"| {figures_of_automaton(path.name, config)}; {weights_file(path)} |"
+        )
+    return "\n".join(lines)
 
 
 CARD = """# {name}
@@ -781,6 +979,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "growth": render_picture,
     "chapters": lambda _: render_chapters(),
     "results": render_results,
+    "models": lambda _: render_models(),
     "healing": render_healing,
     "inpainting": lambda _: render_inpainting(),
     "completions": lambda _: render_completions(),
@@ -823,6 +1022,7 @@ PAGES = (
     "book/04-training.ipynb",
     "book/05-inpainting.ipynb",
     "book/06-past-the-paper.ipynb",
+    "book/models.md",
 )
 
 

@@ -139,6 +139,8 @@ def test_every_channel_can_be_seen(still):
         seen.add(screen(still, 3))
         assert f"Channel {channel}: blue is negative" in still.locator(".live-panel").inner_text()
     assert len(seen) == 4
+    digit, hidden = screen(still, 0), screen(still, 3)
     still.evaluate("document.documentElement.dataset.theme = 'dark'")
-    still.wait_for_function("before => document.querySelectorAll('canvas')[3].toDataURL() !== before", arg=seen.pop())
+    still.wait_for_function("before => document.querySelectorAll('canvas')[3].toDataURL() !== before", arg=hidden)
+    assert screen(still, 0) == digit, "digits are white on black in every theme"
     assert not still.problems

@@ -205,3 +205,12 @@ def test_no_module_needs_one_that_needs_it():
     """So that the package can be read in an order in which nothing is used before it was seen."""
     order = list(TopologicalSorter({module: imports_of(module) for module in MODULES}).static_order())
     assert order.index("cells") < order.index("decoders") < order.index("vae") < order.index("training")
+
+
+def test_the_short_way_through_the_book_names_sections_that_exist():
+    intro = (ROOT / "book" / "intro.md").read_text(encoding="utf-8")
+    (box,) = re.findall(r"```\{admonition\} If you have an hour.*?```", intro, flags=re.DOTALL)
+    named = re.findall(r"\*([^*]+)\*", box)
+    lines = [line for path in CHAPTERS for cell in read(path.name).cells for line in cell.source.splitlines()]
+    headings = {line.lstrip("# ") for line in lines if re.match("##+ ", line)}
+    assert len(named) > 5 and set(named) <= headings

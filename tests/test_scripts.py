@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,8 +11,10 @@ import nbformat
 import pytest
 import readme
 import torch
+import yaml
 from jupyter_cache import get_cache
 
+import vnca
 from vnca import evaluation
 from vnca.presets import PRESETS, TrainConfig
 from vnca.vae import ModelConfig
@@ -101,6 +104,27 @@ def test_how_models_were_trained_is_folded_as_the_page_can(results, monkeypatch)
     monkeypatch.setattr(readme, "repository", lambda: "https://example.org/book")
     assert "<details><summary>How ours were trained</summary>\n\n| weights" in readme.render_results("README.md")
     assert ":::{dropdown} How ours were trained\n| weights" in readme.render_results("book/04-training.ipynb")
+
+
+def test_the_table_with_published_figures_is_in_sight_and_all_else_is_folded(results, monkeypatch):
+    monkeypatch.setattr(readme, "repository", lambda: "https://example.org/book")
+    results()
+    results(name="brief", images=1000, evaluation={"precision": "bfloat16 autocast"})
+    results(name="digits", data="digits")
+    against = {"name": "doubling-mnist", "nats": -81.5, "difference": 1.2, "difference_standard_error": 0.3}
+    results(name="few", images=256, nats=-80.0, against={**against, "elbo_difference": 2.0})
+    seen, *below = readme.render_results("README.md").split("<details><summary>")
+    assert "Palm" in seen and "not trained yet" in seen and "results/few.json" in seen
+    assert readme.EXPECTED in seen and "all others in 32: `brief`." in seen
+    assert [text.partition("<")[0] for text in below] == [
+        "Figures on 1,000 images of binarized-mnist",
+        "Figures on 10,000 images of digits",
+        "How each expected figure was made",
+        "How ours were trained",
+    ]
+    assert "results/brief.json" in below[0] and "`few` can be expected" in below[2]
+    chapter = readme.render_results("book/04-training.ipynb")
+    assert chapter.count(":::{dropdown} ") == chapter.count("\n:::\n") + chapter.endswith("\n:::") == 4
 
 
 def test_a_model_on_some_images_has_the_figures_that_another_one_lets_expect_on_all(results):
@@ -252,6 +276,93 @@ def test_the_table_of_proposals_shows_how_the_trust_was_chosen_and_what_it_bring
         "| `small` | 1,000 | −86.00 | −85.50 | 0.50 ± 0.10 |",
     ]
     assert text[-1].endswith("`binarized-mnist`, 128 samples; two cores, bfloat16; two cores, float32.")
+
+
+def pretrained(*pattern: str) -> list:
+    """The folders of shipped weights of that pattern."""
+    return sorted(path.parent for path in (readme.ROOT / "vnca" / "pretrained").glob("/".join([*pattern, "*.json"])))
+
+
+def test_the_page_of_models_has_each_of_them_once():
+    page = (readme.ROOT / "book" / "models.md").read_text()
+    listed = re.findall(r"^\| \[`([\w-]+)`\]", page, re.MULTILINE)
+    assert sorted(listed) == sorted(folder.name for folder in [*pretrained("*"), *pretrained("automata", "*")])
+    assert set(vnca.available()) <= set(listed)
+
+
+@pytest.mark.parametrize("folder", pretrained("*"), ids=lambda folder: folder.name)
+def test_what_the_page_says_of_a_model_is_in_its_configuration(folder):
+    config, run = json.loads((folder / "config.json").read_text()), readme.result(folder.name)
+    assert run["config"] == {"model": config["model"], "training": config["training"]}
+    assert run.get("before") == config["run"].get("before")
+    model, text = config["model"], readme.described(run, vnca.available())
+    numbers = {model["latent_size"], *model["decoder_options"].values()}
+    numbers |= {model.get(key, 0) for key in ("components", "correlated")} - {0}
+    assert {int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", text.split("Began")[0])} == numbers
+    assert ("standard normal prior" in text) == (not model.get("components"))
+    if model["decoder"] != "conv":
+        assert ("small" in text.split(".")[0]) == folder.name.endswith("-small")
+        assert ("the paper's size" in text) == (not folder.name.endswith("-small"))
+
+
+def test_what_a_model_is_follows_from_its_runs():
+    model = {"decoder": "doubling", "latent_size": 256, "decoder_options": {}, "components": 1000, "correlated": 24}
+    own, training = {**RUN, "name": "ours"}, {"samples": 5}
+    plain = {**own, "config": {"model": {**model, "components": 0}, "training": {}}}
+    assert readme.described(plain, ["other"]) == (
+        "Doubling VNCA, standard normal prior; the paper's size, latent of 256 numbers. Began with random weights."
+    )
+    earlier = {"init_from": "ours", "before": [{"init_from": "runs/first", "before": [{"encoder_from": "other"}]}]}
+    mixed = {**own, "config": {"model": model, "training": training}, "before": [earlier]}
+    assert readme.described(mixed, ["ours", "other"]) == (
+        "Doubling VNCA, importance-weighted training, learned prior of 1,000 Gaussians with full covariances in 24 "
+        "numbers; the paper's size, latent of 256 numbers. Began with the encoder of `other`."
+    )
+    fitted = {**mixed, "updates": 0, "before": [{"init_from": "other"}]}
+    assert readme.described(fitted, ["ours", "other"]).endswith("Differs from `other` in its prior alone.")
+    small = {"decoder": "persistent", "latent_size": 8, "decoder_options": {"min_steps": 2, "max_steps": 4, "steps": 3}}
+    assert readme.size_of(small) == ["small", "latent of 8 numbers", "3 steps in each stage", "2 to 4 in the last"]
+    with pytest.raises(ValueError, match="unknown"):
+        readme.size_of({**small, "decoder_options": {"unknown": 1}})
+
+
+def test_where_a_model_is_used_is_found_in_the_book(results, tmp_path):
+    (tmp_path / "book").mkdir()
+    part = {"chapters": [{"file": "book/one"}, {"file": "book/two"}]}
+    (tmp_path / "_toc.yml").write_text(json.dumps({"root": "book/intro", "parts": [part]}))
+    (tmp_path / "book" / "intro.md").write_text('<div data-live="grow" data-model="a-small b">')
+    table = "<!-- results:begin -->\n`a`\n<!-- results:end -->"
+    cells = {
+        "one": [nbformat.v4.new_code_cell('load("a")'), nbformat.v4.new_markdown_cell(table + " and `b-small`")],
+        "two": [nbformat.v4.new_markdown_cell('`a` <div data-live="draw" data-model="a-encoder">')],
+    }
+    for name, of_page in cells.items():
+        nbformat.write(nbformat.v4.new_notebook(cells=of_page), tmp_path / "book" / f"{name}.ipynb")
+    texts = readme.sources()
+    assert (
+        readme.used_in("a", texts) == "*code:* [1](one.ipynb); *live:* [2](two.ipynb) (`draw`); *text:* [2](two.ipynb)"
+    )
+    assert readme.used_in("b", texts) == "*live:* [first page](intro.md) (`grow`)"
+    assert readme.used_in("c", texts) == ""
+
+
+def test_each_shipped_model_is_used_in_the_book():
+    texts = readme.sources()
+    names = [folder.name for folder in [*pretrained("*"), *pretrained("automata", "*")]]
+    assert not [name for name in names if not readme.used_in(name, texts)]
+
+
+def test_readme_and_the_pages_agree_on_where_the_book_is_published():
+    config = yaml.safe_load((readme.ROOT / "_config.yml").read_text())
+    assert config["html"]["baseurl"] == readme.site()
+    assert f"<{readme.site()}>" in (readme.ROOT / "README.md").read_text()
+    workflow = yaml.safe_load((readme.ROOT / ".github" / "workflows" / "pages.yml").read_text())
+    steps = workflow["jobs"]["publish"]["steps"]
+    (published,) = [step["with"]["path"] for step in steps if "upload-pages-artifact" in step.get("uses", "")]
+    assert readme.ROOT / published == build_book.BUILD / "html"
+    picture = config["sphinx"]["config"]["myst_html_meta"]["property=og:image"]
+    assert picture == f"{readme.site()}_static/{readme.PICTURE.name}"
+    assert str(readme.PICTURE.parent.relative_to(readme.ROOT)) in config["sphinx"]["config"]["html_static_path"]
 
 
 def test_what_came_before_a_run_counts(results):

@@ -171,16 +171,17 @@ def prior_script(model: VAE, name: str, float32: bool = False) -> str:
     Raises:
         ValueError: if the prior is no `CorrelatedMixturePrior`, or a weight is not finite.
     """
-    prior = model.prior
-    if not isinstance(prior, CorrelatedMixturePrior):
-        raise ValueError(f"the pages know no prior of the class {type(prior).__name__}")
+    if not isinstance(model.prior, CorrelatedMixturePrior):
+        raise ValueError(f"the pages know no prior of the class {type(model.prior).__name__}")
+    # In float64, so that machines which round an exponential differently write the same script.
+    prior = copy.deepcopy(model.prior).double()
     with torch.no_grad():
-        roots = prior.roots().double()  # (C, A, A)
+        roots = prior.roots()  # (C, A, A)
         moves = torch.linalg.solve_triangular(roots, torch.eye(roots.shape[1]).double(), upper=False)
         layer = nn.Linear(roots.shape[1], prior.mean.numel())
         layer.weight.copy_(moves.flatten(0, 1))
         layer.bias.copy_(prior.mean.flatten())
-        shares = prior.log_share.double().softmax(dim=0)
+        shares = prior.log_share.softmax(dim=0)
     header = {
         "latentSize": model.latent_size,
         "used": prior.used.tolist(),

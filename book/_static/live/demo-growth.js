@@ -74,7 +74,7 @@ vncaLive.addDemo("growth", async (stage) => {
     return channels[0].map(sigmoid).filter((_, i) => inside(Math.floor(i / size)) && inside(i % size));
   };
 
-  /** Colors from one hue over paper to the other, and ink for channel 0. */
+  /** Colors from one hue over paper to the other, and the digit itself for channel 0. */
   const paint = (screen, state, most) => {
     screen.resize(state.size);
     const values = state.channels[chosen.channel];
@@ -96,7 +96,7 @@ vncaLive.addDemo("growth", async (stage) => {
     whole.caption = "all four cells alike";
     changed.caption = decided();
     key.textContent = chosen.channel === 0
-      ? "Channel 0 is the logit of the pixel: the more ink, the more probable that the pixel is 1."
+      ? "Channel 0 is the logit of the pixel: the whiter, the more probable that the pixel is 1."
       : `Channel ${chosen.channel}: blue is negative, paper is 0, orange is positive; ` +
         `full color is ±${most.toPrecision(2)}.`;
   };

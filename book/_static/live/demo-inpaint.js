@@ -6,7 +6,7 @@ vncaLive.addDemo("inpaint", async (stage) => {
   const TRUSTING = 2; // turns of pseudo-Gibbs that make a first completion
   const LONGER = 20; // turns of Metropolis-within-Gibbs that a press of the button adds
   const HEALING = 40; // steps after the damage
-  const HOLE = [0xe6, 0x9e, 0x00]; // neither ink nor paper
+  const HOLE = [0xe6, 0x9e, 0x00]; // neither black nor white; that of the notebook's panel
   const EXAMPLES = {
     2: [[[8, 9], [6, 12], [6, 16], [8, 18], [11, 18], [15, 13], [20, 8], [20, 13], [21, 20]]],
     3: [[[6, 9], [5, 14], [7, 18], [10, 17], [12, 13], [14, 18], [18, 19], [21, 15], [21, 9]]],
@@ -174,7 +174,6 @@ vncaLive.addDemo("inpaint", async (stage) => {
 
   const pad = stage.screen("A pad of 28 by 28 pixels to draw a digit on", side);
   pad.caption = "Draw here";
-  stage.row(3);
   const labels = {
     original: ["The drawing, fitted to the middle: what the model sees", "Original: what the model sees"],
     damaged: ["The digit with its hole", "Damaged"],
@@ -183,7 +182,8 @@ vncaLive.addDemo("inpaint", async (stage) => {
     uncertainty: ["How much the completions differ", "Uncertainty"],
     cells: ["The cells that grow one completion, lose the hole and heal", "The cells"],
   };
-  const screens = Object.fromEntries(Object.entries(labels).map(([key, [label, caption]]) => {
+  const screens = Object.fromEntries(Object.entries(labels).map(([key, [label, caption]], i) => {
+    if (i % 3 === 0) stage.row(3);
     const screen = stage.screen(label, key === "cells" ? engine.largest : side);
     screen.caption = caption;
     return [key, screen];
@@ -193,7 +193,7 @@ vncaLive.addDemo("inpaint", async (stage) => {
     stage.screen(`Completion ${k + 1}: the observed pixels, and the probabilities of the missing ones`, side)
   ));
   const status = stage.text();
-  stage.text().textContent = "Full ink is 1 in Difference and 0.5 in Uncertainty; their means are over the hole.";
+  stage.text().textContent = "White is 1 in Difference and 0.5 in Uncertainty; their means are over the hole.";
 
   const player = stage.play({ next: advance, draw, rate: 10 });
 

@@ -3,6 +3,8 @@
   "use strict";
   const BUDGET = 6; // ms of computing in a frame; the last slice and the drawing come on top
   const READOUT = 1000; // ms between two readings of the speed
+  // By brightness, each as the bytes of a pixel: red, green, blue and opacity.
+  const GRAYS = new Uint32Array(Uint8Array.from({ length: 1024 }, (_, i) => (i % 4 < 3 ? i >> 2 : 255)).buffer);
 
   function make(tag, className, parent, properties = {}) {
     const element = Object.assign(document.createElement(tag), { className, ...properties });
@@ -12,7 +14,7 @@
 
   const WAYS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }; // rows, columns
 
-  /** A square grid of cells on a canvas, one pixel for a cell, with ink and paper in the colors of the page. */
+  /** A square grid of cells on a canvas, one pixel for a cell: digits in white on black, colors on paper of the page. */
   class Screen {
     #canvas;
     #caption;
@@ -20,7 +22,6 @@
     #cursor;
     #image;
     #size;
-    #ramp = new Uint32Array(256);
     #at;
 
     constructor(parent, label, size) {
@@ -33,7 +34,7 @@
       this.#cursor = make("div", "live-cursor", frame);
       this.#context = this.#canvas.getContext("2d", { willReadFrequently: true });
       this.#at = { row: size >> 1, col: size >> 1 };
-      this.readColors();
+      this.readPaper();
       this.resize(size);
     }
 
@@ -55,23 +56,16 @@
       this.#moveTo(Math.floor(this.#at.row * by), Math.floor(this.#at.col * by));
     }
 
-    /** Reads ink and paper from the style sheet again, after the page went dark or light. */
-    readColors() {
-      const style = getComputedStyle(this.#canvas);
-      const [ink, paper] = [style.color, style.backgroundColor].map((text) => text.match(/[\d.]+/g).map(Number));
-      const bytes = new Uint8Array(this.#ramp.buffer);
-      for (let i = 0; i < 256; i++) {
-        for (let c = 0; c < 3; c++) bytes[4 * i + c] = Math.round(paper[c] + (ink[c] - paper[c]) * (i / 255));
-        bytes[4 * i + 3] = 255;
-      }
-      this.paper = paper.slice(0, 3); // [red, green, blue] up to 255
-      this.ink = ink.slice(0, 3);
+    /** Reads the color of the paper from the style sheet again, after the page went dark or light. */
+    readPaper() {
+      const channels = getComputedStyle(this.#canvas).color.match(/[\d.]+/g).map(Number);
+      this.paper = channels.slice(0, 3); // [red, green, blue] up to 255
     }
 
-    /** @param {Float32Array} values (size * size,) amounts of ink in [0, 1], row by row */
+    /** @param {Float32Array} values (size * size,) from 0, black, to 1, white, row by row, in every theme */
     paint(values) {
       const pixels = new Uint32Array(this.#image.data.buffer);
-      for (let i = 0; i < pixels.length; i++) pixels[i] = this.#ramp[Math.round(255 * values[i])];
+      for (let i = 0; i < pixels.length; i++) pixels[i] = GRAYS[Math.round(255 * values[i])];
       this.show();
     }
 
@@ -417,7 +411,7 @@
       this.voice = make("p", "live-voice", panel);
       this.voice.setAttribute("aria-live", "polite");
       new MutationObserver(() => {
-        for (const screen of this.#screens) screen.readColors();
+        for (const screen of this.#screens) screen.readPaper();
         this.#player?.redraw();
       }).observe(document.documentElement, { attributeFilter: ["data-theme"] });
     }

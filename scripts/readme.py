@@ -25,8 +25,8 @@ ALT = (
 )
 
 CAPTION = (
-    "Four digits grow from random lists of numbers, called latents. Each begins as two by two cells that are all "
-    "alike; every cell follows the same learned rule and sees only its neighbors; four times each cell becomes four."
+    "Four digits grow from random latents. Each begins as two by two cells that are all alike; every cell follows the "
+    "same learned rule and sees only its neighbors; four times each cell becomes four."
 )
 
 MODELS = {

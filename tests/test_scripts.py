@@ -410,7 +410,12 @@ def test_what_a_preset_promises_was_measured(name, weights):
 
 @pytest.mark.parametrize(
     ("name", "weights"),
-    [("fit-prior", "best-mnist"), ("fit-prior-small", "fitted-mnist-small"), ("refit-small", "refitted-mnist-small")],
+    [
+        ("fit-prior", "best-mnist"),
+        ("fit-prior-small", "fitted-mnist-small"),
+        ("refit-small", "refitted-mnist-small"),
+        ("fit-prior-persist", "fitted-persistent-mnist-small"),
+    ],
 )
 def test_a_preset_that_only_fits_a_prior_made_the_shipped_weights(name, weights):
     run, preset = json.loads((readme.ROOT / "results" / f"{weights}.json").read_text()), PRESETS[name]

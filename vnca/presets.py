@@ -326,6 +326,8 @@ PRESETS = {
             init_from="persistent-mnist-small",
         ),
         "what `persist-small` trained, with a learned prior small enough for the first page",
+        minutes=1.0,
+        hardware="one core of an Intel Xeon",
     ),
     "conv-small": Preset(
         TrainConfig(

@@ -421,8 +421,16 @@ def test_a_preset_that_only_fits_a_prior_made_the_shipped_weights(name, weights)
     run, preset = json.loads((readme.ROOT / "results" / f"{weights}.json").read_text()), PRESETS[name]
     config = run["config"]
     assert TrainConfig(ModelConfig(**config["model"]), **config["training"]) == preset.config
-    assert preset.minutes == round(run["minutes"]) and preset.hardware.split()[-1] in run["hardware"]
+    assert preset.minutes == max(1, round(run["minutes"])) and preset.hardware.split()[-1] in run["hardware"]
     assert preset.nats is None, "measured on few images, which is no figure to expect"
+
+
+def test_the_small_prior_of_the_first_page_is_worth_what_chapter_6_says():
+    run = json.loads((readme.ROOT / "results" / "fitted-persistent-mnist-small.json").read_text())
+    model, against = run["config"]["model"], run["against"]
+    assert (against["name"], run["images"]) == ("persistent-mnist-small", 1000)
+    assert (model["components"], model["correlated"]) == (40, 16)
+    assert against["difference"] - 2 * against["difference_standard_error"] > 2.5
 
 
 def test_the_preset_that_came_before_the_last_one_is_in_the_record_of_that_one():

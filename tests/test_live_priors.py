@@ -1,4 +1,4 @@
-"""The live figure of chapter 6: the learned prior in the page, and digits of the same cells from two priors."""
+"""The live figure of chapter 6: learned priors in the page, and digits of the same cells from two priors."""
 
 import pytest
 import torch
@@ -28,11 +28,13 @@ def digits(page) -> tuple[list[str], list[str]]:
     return found[:COUNT], found[COUNT:]
 
 
-@pytest.mark.parametrize("kernel", ["kernel", "plain"])
-def test_the_prior_moves_noise_to_its_components_as_torch_does(opened, kernel):
-    model = vnca.load(MODEL)
+@pytest.mark.parametrize(
+    ("name", "kernel"), [(MODEL, "kernel"), (MODEL, "plain"), ("fitted-persistent-mnist-small", "kernel")]
+)
+def test_the_prior_moves_noise_to_its_components_as_torch_does(opened, name, kernel):
+    model = vnca.load(name)
     prior = model.prior
-    page = opened(scripts(kernel, f"{MODEL}-prior"))
+    page = opened(scripts(kernel, f"{name}-prior"))
     noise = torch.randn(3, model.latent_size, generator=torch.Generator().manual_seed(0))
     for component, one in zip((0, 7, len(prior.log_share) - 1), noise, strict=True):
         with torch.no_grad():
@@ -40,7 +42,7 @@ def test_the_prior_moves_noise_to_its_components_as_torch_does(opened, kernel):
             moved = torch.linalg.solve_triangular(root, one[prior.used, None], upper=False)[:, 0]
         expected = one.clone()
         expected[prior.used] = prior.mean[component].detach() + moved
-        found = torch.tensor(page.evaluate(PLACE, [f"{MODEL}-prior", one.tolist(), component]))
+        found = torch.tensor(page.evaluate(PLACE, [f"{name}-prior", one.tolist(), component]))
         assert (found - expected).abs().max() < 0.02  # its weights are rounded
         unused = torch.ones(model.latent_size, dtype=torch.bool)
         unused[prior.used] = False

@@ -42,7 +42,7 @@ def without_dates(rows):
 def test_a_row_holds_both_bounds_and_their_difference_image_by_image(bench):
     (row,) = bench("--images", "7", "--trusts", "0.5")
     model, x = vnca.load(bench.folder / "run"), evaluation.choose(bench.images, 7)
-    bfloat16 = hardware.has_bfloat16(torch.device("cpu"))  # as the benchmark chooses it
+    bfloat16 = hardware.has_bfloat16(hardware.best_device())  # as the benchmark chooses it
     assert row["precision"] == ("bfloat16 autocast" if bfloat16 else "float32")
     plain, wide = (evaluation.bounds(model, x, 128, trust=trust, bfloat16=bfloat16) for trust in (1.0, 0.5))
     gain = wide.iwaes - plain.iwaes

@@ -21,7 +21,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.path import Path
 
 from vnca.growing import toadstool
-from vnca.pictures import Picture, to_pixels
+from vnca.pictures import Picture, in_color, to_pixels
 from vnca.plotting import COLORS
 
 __all__ = ["autoencoder", "bound", "cell_step", "growth", "pool", "three_lives"]
@@ -351,9 +351,8 @@ def _grid(axes: Axes, box: Box, cells: int, picture: Picture | None = None) -> B
         pixels = np.full((1, 1), 255, dtype=np.uint8)
     else:
         (pixels,) = to_pixels([picture])
-    color = pixels if pixels.ndim == 3 else np.dstack([pixels] * 3)  # exact grays, without a color map
     # By itself an image would lie below all boxes, and lines above them.
-    axes.imshow(color, extent=(left, right, bottom, top), interpolation="nearest", zorder=1)
+    axes.imshow(in_color(pixels), extent=(left, right, bottom, top), interpolation="nearest", zorder=1)
     inner = np.linspace(0, box.width, cells + 1)[1:-1]
     lines = [((left + x, bottom), (left + x, top)) for x in inner]
     lines += [((left, bottom + y), (right, bottom + y)) for y in inner]

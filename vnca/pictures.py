@@ -141,6 +141,11 @@ def _pixels(image: Picture) -> np.ndarray:
     return np.rint(image * 255).astype(np.uint8)
 
 
+def in_color(pixels: np.ndarray) -> np.ndarray:
+    """Pixels ``(H, W)`` or ``(H, W, 3)`` as ``(H, W, 3)``: matplotlib draws exact greys so, without a color map."""
+    return pixels if pixels.ndim == 3 else np.dstack([pixels] * 3)
+
+
 def stack(pictures: list[np.ndarray]) -> np.ndarray:
     """Stacks pictures: ``(N, H, W)`` or ``(N, H, W, 3)``."""
     shapes = {picture.shape for picture in pictures}

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vnca import metrics
-from vnca.pictures import Picture, image_grid, positive, save_png, stack_enlarged, to_pixels
+from vnca.pictures import Picture, image_grid, in_color, positive, save_png, stack_enlarged, to_pixels
 from vnca.player import Film
 
 __all__ = [
@@ -97,8 +97,7 @@ def show_images(
     for index, picture in enumerate(pictures):
         left, bottom = (index % columns) * (1 + gap), -(index // columns) * pitch
         extent = (left, left + 1, bottom, bottom + tall)
-        color = picture if picture.ndim == 3 else np.dstack([picture] * 3)  # exact greys, without a color map
-        axes.imshow(color, extent=extent, interpolation="nearest")
+        axes.imshow(in_color(picture), extent=extent, interpolation="nearest")
         if titles is not None:
             axes.text(left + 0.5, bottom + tall + 0.03 / inch, titles[index], ha="center", va="bottom", size=9)
     axes.set(xlim=(-gap / 2, columns * (1 + gap) - gap / 2), ylim=((1 - rows) * pitch, pitch))

@@ -6,7 +6,7 @@
 For shipped weights or the folders of runs, on the same test images, drawn at random. Five figures for each of them:
 
 - `elbo`: the ELBO with the encoder's Gaussian;
-- `elbo_searched`: the ELBO with a Gaussian that a search from there finds, by the function of chapter 6;
+- `elbo_searched`: the ELBO with a Gaussian that a search from there finds, by the function of chapter 7;
 - `bound`: the importance-weighted bound of 128 samples from the encoder's Gaussian, as results report it;
 - `lower`, `upper`: bounds of log p(x) from both sides, by `vnca.evidence`, as far as its chains have converged.
 
@@ -32,7 +32,7 @@ from vnca.seeds import seed_of
 from vnca.vae import VAE
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTER = ROOT / "book" / "06-past-the-paper.ipynb"
+CHAPTER = ROOT / "book" / "07-past-the-paper.ipynb"
 RESULT = ROOT / "results" / "gaps.json"
 DATA = "binarized-mnist"
 SEED = 0
@@ -43,7 +43,7 @@ FIGURES = ("elbo", "elbo_searched", "bound", "lower", "upper")
 
 @functools.cache
 def search() -> dict:
-    """The functions with which chapter 6 searches for better Gaussians."""
+    """The functions with which chapter 7 searches for better Gaussians."""
     return defined(CHAPTER, ("imports", "search"))
 
 

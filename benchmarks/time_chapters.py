@@ -1,6 +1,6 @@
 """Measure what chapters take, and write it into the boxes at their heads.
 
-    python benchmarks/time_chapters.py 05-inpainting
+    python benchmarks/time_chapters.py 06-inpainting
 
 Executes the chapters of these names, or without names all of the table of contents, each in full and in a process of
 its own, and writes `results/chapters.json`, which keeps what other kinds of machines took. Run it on a machine that

@@ -1,4 +1,4 @@
-"""Measure how long the panel of chapter 5 takes to redraw after a change, control by control.
+"""Measure how long the panel of chapter 6 takes to redraw after a change, control by control.
 
     OMP_NUM_THREADS=2 python benchmarks/widgets.py
 

@@ -1020,8 +1020,9 @@ PAGES = (
     "book/intro.md",
     "book/03-doubling-decoder.ipynb",
     "book/04-training.ipynb",
-    "book/05-inpainting.ipynb",
-    "book/06-past-the-paper.ipynb",
+    "book/05-healing.ipynb",
+    "book/06-inpainting.ipynb",
+    "book/07-past-the-paper.ipynb",
     "book/models.md",
 )
 

@@ -1,9 +1,9 @@
-"""Chapter 5: the code on the page behaves like that in `vnca`, and its chain draws from the right distribution."""
+"""Chapter 5: the code on the page behaves like that in `vnca`."""
 
 import pytest
 import torch
 from chapters import definitions
-from test_inpainting import check_completions, linear_toy, seeded, solve
+from test_inpainting import seeded
 
 from vnca import cells
 from vnca.decoders import RegrowingDecoder
@@ -15,12 +15,7 @@ SIZES = {"channels": 5, "hidden": 6, "min_steps": 2, "max_steps": 5}
 
 @pytest.fixture(scope="module")
 def chapter():
-    return definitions("05-inpainting.ipynb")
-
-
-@pytest.fixture(scope="module")
-def known():
-    return solve(linear_toy())
+    return definitions("05-healing.ipynb")
 
 
 def randomize(module: torch.nn.Module) -> torch.nn.Module:
@@ -113,16 +108,3 @@ def test_a_wound_is_one_square_in_each_grid(chapter):
     hurt = chapter["wound"](torch.ones(50, 2, 8, 8), 4)
     assert ((hurt == 0).flatten(1).sum(dim=1) == 2 * 16).all()
     assert len({tuple(grid.flatten().tolist()) for grid in hurt}) > 10, "at different places"
-
-
-def test_the_chain_draws_from_the_conditional_distribution(chapter, known):
-    copies = 1500
-    x, observed = (t[:2].repeat(copies, 1, 1, 1) for t in (known.x, known.observed))
-    torch.manual_seed(0)
-    completions, accepted = chapter["chain"](known.model, x, observed, turns=60, trusting=10)
-    check_completions(known, completions.view(copies, 2, 1, 28, 28))
-    assert 0.1 < accepted < 1
-    completions, accepted = chapter["chain"](known.model, x, observed, turns=60, trusting=60)
-    assert accepted == 0, "none was put to the test"
-    with pytest.raises(AssertionError):  # the encoder is somewhat wrong, and only rejections make up for it
-        check_completions(known, completions.view(copies, 2, 1, 28, 28))

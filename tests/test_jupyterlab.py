@@ -1,4 +1,4 @@
-"""The panel of chapter 5 in a real JupyterLab, in Chromium: run all, drag a slider, press play, and see the pictures.
+"""The panel of chapter 6 in a real JupyterLab, in Chromium: run all, drag a slider, press play, and see the pictures.
 
 Where no browser is installed the test is skipped and says so; with CI=true in the environment it fails instead.
 """
@@ -26,7 +26,7 @@ from test_built_book import PATIENCE, missing
 
 from vnca.widgets import HOLE_COLOR
 
-CHAPTER = ROOT / "book" / "05-inpainting.ipynb"
+CHAPTER = ROOT / "book" / "06-inpainting.ipynb"
 CELLS = ("install", "imports", "data", "doubling-measured", "shipped", "panel")
 CHAPTER_PATIENCE = 600_000  # ms: these cells have more to compute than the panel
 

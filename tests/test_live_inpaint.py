@@ -1,4 +1,4 @@
-"""The live figure of chapter 5: drawing, completing and regrowing a digit."""
+"""The live figure of chapter 6: drawing, completing and regrowing a digit."""
 
 import re
 

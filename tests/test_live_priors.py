@@ -1,4 +1,4 @@
-"""The live figure of chapter 6: learned priors in the page, and digits of the same cells from two priors."""
+"""The live figure of chapter 7: learned priors in the page, and digits of the same cells from two priors."""
 
 import pytest
 import torch

@@ -426,7 +426,7 @@ def test_a_preset_that_only_fits_a_prior_made_the_shipped_weights(name, weights)
     assert preset.nats is None, "measured on few images, which is no figure to expect"
 
 
-def test_the_small_prior_of_the_first_page_is_worth_what_chapter_6_says():
+def test_the_small_prior_of_the_first_page_is_worth_what_chapter_7_says():
     run = json.loads((readme.ROOT / "results" / "fitted-persistent-mnist-small.json").read_text())
     model, against = run["config"]["model"], run["against"]
     assert (against["name"], run["images"]) == ("persistent-mnist-small", 1000)
@@ -442,7 +442,7 @@ def test_the_preset_that_came_before_the_last_one_is_in_the_record_of_that_one()
     assert preset.hardware.split()[-1] in earlier["hardware"]
 
 
-def test_the_best_small_model_is_above_the_published_ones_as_chapter_6_says():
+def test_the_best_small_model_is_above_the_published_ones_as_chapter_7_says():
     run = json.loads((readme.ROOT / "results" / "best-mnist-small.json").read_text())
     published = [float(nats.replace("−", "-")) for model, nats, _ in readme.PUBLISHED if model == "doubling VNCA"]
     assert len(published) == 2 and run["nats"] > max(published)
@@ -450,7 +450,7 @@ def test_the_best_small_model_is_above_the_published_ones_as_chapter_6_says():
     assert 15.5 <= 1_182_208 / run["parameters"]["decoder"] < 16.5, "sixteen times the parameters"
 
 
-def test_a_prior_alone_does_for_the_paper_size_what_chapter_6_says():
+def test_a_prior_alone_does_for_the_paper_size_what_chapter_7_says():
     run, small, plain = (
         json.loads((readme.ROOT / "results" / f"{name}.json").read_text())
         for name in ("best-mnist", "best-mnist-small", "doubling-mnist")
@@ -465,7 +465,7 @@ def test_a_prior_alone_does_for_the_paper_size_what_chapter_6_says():
     assert run["updates"] == 0, "no other weight has changed"
 
 
-def test_wider_proposals_bring_what_chapter_6_says():
+def test_wider_proposals_bring_what_chapter_7_says():
     rows = json.loads((readme.ROOT / "results" / "proposals.json").read_text())["rows"]
     tried = {row["trust"]: row["gain"] for row in rows if row["split"] == "train"}
     best = max(tried, key=lambda trust: tried[trust][0])
@@ -480,7 +480,7 @@ def test_wider_proposals_bring_what_chapter_6_says():
     )
 
 
-def test_bounds_lie_as_far_below_the_log_likelihood_as_chapter_6_says():
+def test_bounds_lie_as_far_below_the_log_likelihood_as_chapter_7_says():
     short = {}
     for row in json.loads((readme.ROOT / "results" / "gaps.json").read_text())["rows"]:
         figures = {name: torch.tensor(values) for name, values in row["figures"].items()}
@@ -496,7 +496,7 @@ def test_bounds_lie_as_far_below_the_log_likelihood_as_chapter_6_says():
     assert gains[0] >= max(gains[1:]), "at least as much"
 
 
-def test_a_classifier_finds_samples_as_good_as_chapter_6_says():
+def test_a_classifier_finds_samples_as_good_as_chapter_7_says():
     table = json.loads((readme.ROOT / "results" / "samples.json").read_text())
     rows = {row["model"]: row for row in table["rows"]}
     conv, small, best = (rows[name] for name in ("conv-mnist", "doubling-mnist-small", "best-mnist-small"))
@@ -511,7 +511,7 @@ def test_a_classifier_finds_samples_as_good_as_chapter_6_says():
         assert all(row["frechet"] < other["frechet"] / 3 for other in rows.values() if other not in learned)
 
 
-def test_most_of_what_the_small_cells_gained_is_the_prior_as_chapter_6_says():
+def test_most_of_what_the_small_cells_gained_is_the_prior_as_chapter_7_says():
     plain, fitted, refitted = (
         json.loads((readme.ROOT / "results" / f"{name}-mnist-small.json").read_text())
         for name in ("doubling", "fitted", "refitted")
@@ -524,7 +524,7 @@ def test_most_of_what_the_small_cells_gained_is_the_prior_as_chapter_6_says():
     assert against["name"] == "best-mnist-small" and 0.4 < against["difference"] < 0.6, "half a nat"
 
 
-def test_three_models_are_above_the_paper_by_one_nat_to_two_as_chapter_6_says():
+def test_three_models_are_above_the_paper_by_one_nat_to_two_as_chapter_7_says():
     above = {}
     for run in map(readme.expected_on_all, readme.measured_runs()):
         if run["images"] == 10_000 and run["nats"] > -84.15:

@@ -1,4 +1,4 @@
-"""The panel of chapter 5 without a front end: its pictures, what it computes, and how it keeps up with its sliders."""
+"""The panel of chapter 6 without a front end: its pictures, what it computes, and how it keeps up with its sliders."""
 
 import asyncio
 import base64

@@ -4,14 +4,16 @@ With x_o the observed and x_m the missing pixels, and pixels that are independen
 
     p(x_m | x_o) = ∫ p(x_m | z) p(z | x_o) dz,    p(z | x_o) ∝ p(z) p(x_o | z).
 
-What is hard is p(z | x_o): the encoder has never seen an image with holes. `inpaint` goes there in two moves:
+What is hard is p(z | x_o): the encoder has never seen an image with holes. `inpaint` goes there in two moves, both by
+the Gaussians that `vnca.posterior` fits to p(z | x_o):
 
-- *Importance resampling* from the Gaussians of `vnca.posterior`, which also propose a latent of another mode to a chain
-  now and then.
-- *Metropolis-within-Gibbs*, Algorithm 2 of Mattei & Frellsen, "Leveraging the Exact Likelihood of Deep Latent Variable
-  Models", NeurIPS 2018: draw x_m given z; let the encoder, which now sees a whole image, propose a latent; accept or
-  reject it. Without the rejection it is the pseudo-Gibbs sampler of Rezende et al., "Stochastic Backpropagation and
-  Approximate Inference in Deep Generative Models", ICML 2014.
+- *Importance resampling*: latents drawn from the Gaussians, some of which begin a Markov chain each.
+- *Metropolis-Hastings*: each chain is offered other latents of the Gaussians, now and then any, else one that is near
+  to its own, and takes it with the probability that keeps p(z | x_o).
+
+The missing pixels play no part in the chains. Those of Mattei & Frellsen, "Leveraging the Exact Likelihood of Deep
+Latent Variable Models", NeurIPS 2018, draw them anew in each turn and let the encoder propose a latent; chapter 6 of
+the book teaches that. Such proposals are accepted less often.
 """
 
 import math
@@ -29,7 +31,6 @@ from vnca.posterior import (
     decode,
     encode,
     fit,
-    log_normal,
     pick,
     prepare,
     require_task,
@@ -42,8 +43,7 @@ from vnca.vae import VAE
 GROUP = 32  # images worked on at once, which bounds the memory
 CANDIDATES = 64  # latents drawn from the Gaussians, from which the chains' first ones are resampled
 ITERATIONS = 30  # of a chain
-JUMP_EVERY = 4  # so many of them one proposal comes from the fitted Gaussians, so that chains change between modes
-CORRELATIONS = (0.0, 0.6, 0.9)  # of a proposed latent with the one before it; 0 is Mattei and Frellsen's
+CORRELATIONS = (0.0, 0.5, 0.8, 0.95)  # of a proposed latent with the one before it, in turn
 
 
 @torch.no_grad()
@@ -158,7 +158,7 @@ def _numbers(num_samples: int, iterations: int) -> list[int]:
 def chains_of(
     task: Task, mixture: Mixture, num_samples: int, iterations: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Chains of latents from p(z | x_o): importance resampling, then Metropolis-within-Gibbs.
+    """Chains of latents from p(z | x_o): importance resampling, then Metropolis-Hastings.
 
     Returns:
         The last latents `(S, B, D)`, their logits `(S, B, 784)`, and the mean `(B, 784)` of the pixel probabilities
@@ -169,10 +169,12 @@ def chains_of(
     z, logits = pick(z, chosen), pick(logits, chosen)
     second_half, total = range(iterations // 2, iterations), torch.zeros_like(logits[0])
     for iteration in range(iterations):
-        if iteration % JUMP_EVERY == 0:
+        turn, place = divmod(iteration, len(CORRELATIONS))
+        if CORRELATIONS[place] == 0:  # of any mode
             z, logits = _jump(task, mixture, z, logits, generator)
         else:
-            z, logits = _step(task, z, logits, iteration, generator)
+            component = turn % len(mixture.mean)
+            z, logits = _move(task, mixture, component, CORRELATIONS[place], z, logits, generator)
         if iteration in second_half:
             total += logits.sigmoid().mean(dim=0)
     return z, logits, total / len(second_half) if iterations else logits.sigmoid().mean(dim=0)
@@ -191,6 +193,31 @@ def _jump(
     return _accept(log_ratio, (proposed, proposed_logits), (z, logits), generator)
 
 
+def _move(
+    task: Task,
+    mixture: Mixture,
+    component: int,
+    rho: float,
+    z: Tensor,
+    logits: Tensor,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    """One Metropolis-Hastings step of chains `(S, B, ...)` that proposes a latent near the one before it.
+
+    With N(m, Σ) one Gaussian of the mixture, z' = m + ρ (z - m) + √(1 - ρ²) ε, ε ~ N(0, Σ): the proposal of the
+    preconditioned Crank-Nicolson sampler (Neal, "Regression and Classification Using Gaussian Process Priors", 1998;
+    Cotter, Roberts, Stuart & White, "MCMC Methods for Functions", Statistical Science 2013), with N(m, Σ) in the place
+    of their Gaussian prior. It is reversible with respect to N(m, Σ), so that what is left of the acceptance ratio is
+    [p(x_o, z') / N(z'; m, Σ)] / [p(x_o, z) / N(z; m, Σ)]. Which Gaussian it is must not depend on z.
+    """
+    mean, noise = mixture.mean[component], standard_normal(z.shape, z, generator)
+    proposed = mean + rho * (z - mean) + math.sqrt(1 - rho**2) * mixture.spread(component, noise)
+    proposed_logits = decode(task.model, proposed)
+    log_ratio = task.log_joint(proposed, proposed_logits) - mixture.log_normal(component, proposed)
+    log_ratio = log_ratio - task.log_joint(z, logits) + mixture.log_normal(component, z)
+    return _accept(log_ratio, (proposed, proposed_logits), (z, logits), generator)
+
+
 def _accept(
     log_ratio: Tensor,
     proposed: tuple[Tensor, Tensor],
@@ -200,29 +227,3 @@ def _accept(
     """The proposed latents and logits of chains `(S, B)` with the probability `exp(log_ratio)`, else the current."""
     accepted = (uniform(log_ratio.shape, log_ratio, generator) < log_ratio.exp())[..., None]  # (S, B, 1)
     return tuple(torch.where(accepted, new, old) for new, old in zip(proposed, current, strict=True))
-
-
-def _step(
-    task: Task,
-    z: Tensor,
-    logits: Tensor,
-    iteration: int,
-    generator: torch.Generator | None,
-) -> tuple[Tensor, Tensor]:
-    """One iteration of Algorithm 2 of Mattei & Frellsen on chains `(S, B, ...)`.
-
-    Their proposal is q(z | x) = N(m, s²), independent of the latent before it; it is seldom accepted. Two of three
-    proposals here stay closer: z' = m + ρ (z - m) + √(1 - ρ²) s ε. It is that of the preconditioned Crank-Nicolson
-    sampler (Neal, "Regression and Classification Using Gaussian Process Priors", 1998; Cotter, Roberts, Stuart & White,
-    "MCMC Methods for Functions", Statistical Science 2013), with q in the place of their Gaussian prior. Such proposals
-    are reversible with respect to q, so the acceptance ratio is the same, [p(x, z') / q(z')] / [p(x, z) / q(z)].
-    """
-    rho = CORRELATIONS[iteration % len(CORRELATIONS)]
-    whole = Task(task.model, task.fill(logits, generator), torch.ones_like(task.observed))
-    mean, scale = encode(task.model, whole.x)  # (S, B, D)
-    noise = standard_normal(z.shape, z, generator)
-    proposed = mean + rho * (z - mean) + math.sqrt(1 - rho**2) * scale * noise
-    proposed_logits = decode(task.model, proposed)
-    log_ratio = whole.log_joint(proposed, proposed_logits) - log_normal(proposed, mean, scale)
-    log_ratio = log_ratio - whole.log_joint(z, logits) + log_normal(z, mean, scale)
-    return _accept(log_ratio, (proposed, proposed_logits), (z, logits), generator)

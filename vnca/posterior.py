@@ -165,19 +165,25 @@ class Mixture:
         noise = standard_normal((count, images, size), self.mean, generator)
         z = self.prior.draw(noise.flatten(0, 1), generator).view_as(noise)
         for component in range(components):
-            drawn = torch.linalg.solve_triangular(self.root[component].mT, noise.permute(1, 2, 0), upper=True)
-            drawn = self.mean[component] + drawn.permute(2, 0, 1)  # (B, D, K) -> (K, B, D)
+            drawn = self.mean[component] + self.spread(component, noise)
             z = torch.where((chosen == 1 + component)[..., None], drawn, z)
         return z
 
+    def spread(self, component: int, noise: Tensor) -> Tensor:
+        """Standard normal noise `(K, B, D)` with the covariance of one Gaussian."""
+        drawn = torch.linalg.solve_triangular(self.root[component].mT, noise.permute(1, 2, 0), upper=True)
+        return drawn.permute(2, 0, 1)  # (B, D, K) -> (K, B, D)
+
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of latents `(K, B, D)`: `(K, B)`."""
-        parts = [self.share[0].log() + self.prior.log_prob(z)]
-        for mean, root, share in zip(self.mean, self.root, self.share[1:], strict=True):
-            whitened = torch.einsum("bji,kbj->kbi", root, z - mean)
-            log_root = root.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)  # (B,)
-            parts.append(share.log() + log_normal(whitened, 0, 1) + log_root)
-        return torch.stack(parts).logsumexp(dim=0)
+        parts = [self.prior.log_prob(z)] + [self.log_normal(component, z) for component in range(len(self.mean))]
+        return (self.share.log()[:, None, None] + torch.stack(parts)).logsumexp(dim=0)
+
+    def log_normal(self, component: int, z: Tensor) -> Tensor:
+        """Log density of one Gaussian at latents `(K, B, D)`: `(K, B)`."""
+        root = self.root[component]
+        whitened = torch.einsum("bji,kbj->kbi", root, z - self.mean[component])
+        return log_normal(whitened, 0, 1) + root.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
 
 
 def fit(task: Task, search: Search, generator: torch.Generator | None) -> Mixture:

@@ -1,4 +1,4 @@
-"""Sliders of chapter 5: a hole in a digit, its completions, and how the cells grow into it.
+"""Sliders of chapter 6: a hole in a digit, its completions, and how the cells grow into it.
 
 `InpaintingPanel` is a panel of ipywidgets for JupyterLab, Notebook, VS Code and Colab. It needs a kernel, so a built
 page shows `static_sequence` in its place: tag the panel's cell `skip-execution`. What executes notebooks without a

@@ -1,4 +1,4 @@
-// Chapter 5: a digit drawn by hand loses some pixels; the model completes it, and cells grow a completion and heal it.
+// Chapter 6: a digit drawn by hand loses some pixels; the model completes it, and cells grow a completion and heal it.
 vncaLive.addDemo("inpaint", async (stage) => {
   "use strict";
   const CHAINS = 4; // completions

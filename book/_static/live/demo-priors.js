@@ -1,4 +1,4 @@
-// Chapter 6: the same cells, and two priors to draw their latents from.
+// Chapter 7: the same cells, and two priors to draw their latents from.
 vncaLive.addDemo("priors", async (stage) => {
   "use strict";
   const COUNT = 12; // digits of each prior

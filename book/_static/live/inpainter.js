@@ -1,4 +1,4 @@
-// Completions of an image: the two samplers of chapter 5, pseudo-Gibbs and Metropolis-within-Gibbs.
+// Completions of an image: the two samplers of chapter 6, pseudo-Gibbs and Metropolis-within-Gibbs.
 //
 // Images, masks and logits are (784,), row by row; a mask is 1 where a pixel is observed. A Gaussian is
 // { mean, logScale }. A chain is { z, logits, whole, q }: its latent, what grows from it, and the image that was

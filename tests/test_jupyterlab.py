@@ -27,7 +27,7 @@ from test_built_book import PATIENCE, missing
 from vnca.widgets import HOLE_COLOR
 
 CHAPTER = ROOT / "book" / "06-inpainting.ipynb"
-CELLS = ("install", "imports", "data", "doubling-measured", "shipped", "panel")
+CELLS = ("install", "imports", "data", "panel")
 CHAPTER_PATIENCE = 600_000  # ms: these cells have more to compute than the panel
 
 # JupyterLab looks for news and for its own new versions, and would ask; here is no network and nobody to answer.

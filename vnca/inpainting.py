@@ -213,8 +213,8 @@ def _move(
     mean, noise = mixture.mean[component], standard_normal(z.shape, z, generator)
     proposed = mean + rho * (z - mean) + math.sqrt(1 - rho**2) * mixture.spread(component, noise)
     proposed_logits = decode(task.model, proposed)
-    log_ratio = task.log_joint(proposed, proposed_logits) - mixture.log_normal(component, proposed)
-    log_ratio = log_ratio - task.log_joint(z, logits) + mixture.log_normal(component, z)
+    log_ratio = task.log_joint(proposed, proposed_logits) - mixture.log_gaussian(component, proposed)
+    log_ratio = log_ratio - task.log_joint(z, logits) + mixture.log_gaussian(component, z)
     return _accept(log_ratio, (proposed, proposed_logits), (z, logits), generator)
 
 

@@ -176,10 +176,10 @@ class Mixture:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of latents `(K, B, D)`: `(K, B)`."""
-        parts = [self.prior.log_prob(z)] + [self.log_normal(component, z) for component in range(len(self.mean))]
+        parts = [self.prior.log_prob(z)] + [self.log_gaussian(component, z) for component in range(len(self.mean))]
         return (self.share.log()[:, None, None] + torch.stack(parts)).logsumexp(dim=0)
 
-    def log_normal(self, component: int, z: Tensor) -> Tensor:
+    def log_gaussian(self, component: int, z: Tensor) -> Tensor:
         """Log density of one Gaussian at latents `(K, B, D)`: `(K, B)`."""
         root = self.root[component]
         whitened = torch.einsum("bji,kbj->kbi", root, z - self.mean[component])

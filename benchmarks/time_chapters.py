@@ -69,9 +69,9 @@ def fill(path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     sys.path.insert(0, str(ROOT / "scripts"))
-    import readme
+    import contents
 
-    paths = {path.stem: path for path in readme.chapters()}
+    paths = {path.stem: path for path in contents.chapters()}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chapters", nargs="*", help="names of notebooks, without their ending", metavar="CHAPTER")
     names = parser.parse_args(arguments).chapters or list(paths)

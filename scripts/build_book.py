@@ -15,8 +15,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+import contents
 import nbformat
-import readme
 import yaml
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
@@ -70,7 +70,7 @@ def execute_chapters() -> None:
 
     A chapter that fails is left to the builder, which says where and why.
     """
-    waiting = [path for path in readme.chapters() if not is_executed(path)]
+    waiting = [path for path in contents.chapters() if not is_executed(path)]
     # Before torch is imported in a kernel: more threads than cores wait for each other most of the time.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // AT_ONCE)))
     with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+import contents
 import nbformat
-import readme
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-CHAPTERS = readme.chapters()
+CHAPTERS = contents.chapters()
 """The notebooks of the table of contents, in its order."""
 
 

@@ -10,8 +10,8 @@ import os
 import re
 import threading
 
+import contents
 import pytest
-import readme
 from axe_playwright_python.sync_playwright import Axe
 from chapters import CHAPTERS, ROOT
 
@@ -30,7 +30,7 @@ RULES = {  # of axe: those of WCAG 2, levels A and AA, and good practice
 }
 # Formulas and code have thousands of elements, and their colors from the theme: they would take most of the time.
 CHECKED = {"include": [[".bd-article"]], "exclude": [["mjx-container"], ["div.highlight"]]}
-PAGES = [f"{page}.html" for page in (*readme.pages(), "genindex", "search")]
+PAGES = [f"{page}.html" for page in (*contents.pages(), "genindex", "search")]
 
 
 def missing(reason: str) -> None:
@@ -169,4 +169,4 @@ def test_picture_files_are_small(book):
 def test_launch_button_opens_a_notebook_that_exists(book, path):
     html = (book / path.relative_to(ROOT).with_suffix(".html")).read_text()
     links = set(re.findall(r"https://colab\.research\.google\.com/github/[^\"#]+", html))
-    assert links == {readme.colab(path.relative_to(ROOT).as_posix())}
+    assert links == {contents.colab(path.relative_to(ROOT).as_posix())}

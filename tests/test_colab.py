@@ -15,9 +15,9 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import contents
 import nbformat
 import pytest
-import readme
 from chapters import CHAPTERS, ROOT, read
 
 UNTOUCHED = ("torch", "torchvision", "numpy")
@@ -59,7 +59,7 @@ class Machine:
             # git finds the repository's address in this checkout, whoever owns that.
             "GIT_CONFIG_COUNT": "2",
             "GIT_CONFIG_KEY_0": f"url.{ROOT.as_uri()}.insteadOf",
-            "GIT_CONFIG_VALUE_0": readme.repository(),
+            "GIT_CONFIG_VALUE_0": contents.repository(),
             "GIT_CONFIG_KEY_1": "safe.directory",
             "GIT_CONFIG_VALUE_1": "*",
             # pip may take nothing else from anywhere: what is installed has to be enough, and stays as it is.

@@ -5,6 +5,8 @@ import re
 import subprocess
 from graphlib import TopologicalSorter
 
+import contents
+import model_cards
 import pytest
 import readme
 import time_chapters as measure
@@ -18,7 +20,7 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("vnca") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "git+{readme.repository()}"], check=True)"""
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "git+{contents.repository()}"], check=True)"""
 
 each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
 
@@ -43,7 +45,7 @@ def code_cells(path) -> list:
 
 def test_table_of_contents_names_files_that_exist():
     endings = (".md", ".ipynb")
-    missing = [page for page in readme.pages() if not any((ROOT / f"{page}{end}").is_file() for end in endings)]
+    missing = [page for page in contents.pages() if not any((ROOT / f"{page}{end}").is_file() for end in endings)]
     assert not missing, f"_toc.yml lists what is not there: {missing}"
 
 
@@ -52,7 +54,7 @@ def test_every_notebook_is_in_the_table_of_contents():
 
 
 def test_addresses_agree_with_pyproject():
-    expected = readme.repository().removeprefix("https://github.com/")
+    expected = contents.repository().removeprefix("https://github.com/")
     owner, name = map(re.escape, expected.split("/"))
     address = re.compile(
         rf"(?:github\.com|colab\.research\.google\.com/github)[/:]({owner}/[\w.-]*\w|[\w.-]+/{name}\b[\w.-]*)"
@@ -68,7 +70,7 @@ def test_addresses_agree_with_pyproject():
 
 def test_configuration_points_at_the_repository():
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
-    assert config["repository"] == {"url": readme.repository(), "path_to_book": "", "branch": "main"}
+    assert config["repository"] == {"url": contents.repository(), "path_to_book": "", "branch": "main"}
 
 
 def test_no_file_mentions_a_path_of_one_machine():
@@ -90,7 +92,7 @@ def test_generated_parts_are_up_to_date(page):
 
 def test_every_shipped_model_has_a_card_with_its_figures():
     written = {path: path.read_text() for path in (ROOT / "vnca" / "pretrained").glob("*/README.md")}
-    assert written == readme.cards(), "run: python scripts/readme.py"
+    assert written == model_cards.cards(), "run: python scripts/readme.py"
 
 
 def test_the_example_of_readme_runs():
@@ -142,7 +144,7 @@ def test_first_cell_installs_the_package_only_where_it_is_missing(path):
 
 @each_chapter
 def test_readme_and_chapter_carry_its_colab_badge(path):
-    link = f"]({readme.colab(path.relative_to(ROOT).as_posix())})"
+    link = f"]({contents.colab(path.relative_to(ROOT).as_posix())})"
     assert link in (ROOT / "README.md").read_text()
     assert any(link in cell.source for cell in read(path.name).cells if cell.cell_type == "markdown")
 

@@ -7,9 +7,16 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import build_book
+import contents
+import model_cards
 import nbformat
 import pytest
 import readme
+import results_table
+import runs
+import tables_of_bounds
+import tables_of_cells
+import tables_of_speed
 import torch
 import yaml
 from jupyter_cache import get_cache
@@ -41,7 +48,7 @@ RUN = {
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """Writes results into a repository of its own."""
-    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    monkeypatch.setattr(contents, "ROOT", tmp_path)
     (tmp_path / "results").mkdir()
 
     def write(**changes):
@@ -49,6 +56,11 @@ def results(tmp_path, monkeypatch):
         (tmp_path / "results" / f"{run['name']}.json").write_text(json.dumps(run))
 
     return write
+
+
+def published_vncas() -> list[float]:
+    """The published figures of the doubling VNCA, in nats."""
+    return [float(nats.replace("−", "-")) for model, nats, _ in results_table.PUBLISHED if model == "doubling VNCA"]
 
 
 def rows_of(text: str) -> list[str]:
@@ -60,7 +72,7 @@ def rows_of(text: str) -> list[str]:
 def test_results_and_published_figures_stand_in_one_order_best_on_top(results):
     results()
     results(name="worse", nats=-90.0)
-    *rows, trained, trained_worse = rows_of(readme.render_results("README.md"))
+    *rows, trained, trained_worse = rows_of(results_table.render_results("README.md"))
     assert rows[5] == (
         "| **doubling VNCA** | **−84.57** ± 0.22 (128 samples) | −88.10 | 1,182,208 "
         "| [doubling-mnist](results/doubling-mnist.json) |"
@@ -71,7 +83,7 @@ def test_results_and_published_figures_stand_in_one_order_best_on_top(results):
     assert rows[-2:] == wanted, "and not the row of doubling-mnist, which is there"
     assert "| **doubling VNCA, learned prior, importance-weighted training**, the paper's size |" in wanted[0]
     assert "| 1,182,208 + 84,150 | preset `refine`, 5,000 updates of 32 images on a GPU |" in wanted[0]
-    assert len(rows) == 4 + len(readme.PUBLISHED)
+    assert len(rows) == 4 + len(results_table.PUBLISHED)
     assert trained == "| `doubling-mnist` | 100,000 updates, 61 min | one H200 |" and "`worse`" in trained_worse
 
 
@@ -81,7 +93,7 @@ def test_figures_on_some_images_have_a_table_of_their_own(results, tmp_path):
     part = {"images": 1000, "nats": -85.67, "standard_error": 0.7, "elbo": -90.1, "num_samples": 128}
     found = {"start": "conv-mnist", "rows": {"not at all": part}}
     (tmp_path / "results" / "recipes.json").write_text(json.dumps(found))
-    whole, some = readme.render_results("README.md").split("`binarized-mnist`, test split, 1,000 images")
+    whole, some = results_table.render_results("README.md").split("`binarized-mnist`, test split, 1,000 images")
     assert "Palm" in whole and "brief" not in whole and "Palm" not in some
     assert "`conv-mnist` has −85.67 on them and −86.45 on all 10,000:" in some
     first, second = rows_of(some)[:2]
@@ -96,26 +108,26 @@ def test_others_of_as_few_images_are_not_called_easier(results, tmp_path):
     (tmp_path / "results" / "recipes.json").write_text(
         json.dumps({"start": "conv-mnist", "rows": {"not at all": part}})
     )
-    assert "easier" not in readme.render_results("README.md")
+    assert "easier" not in results_table.render_results("README.md")
 
 
 def test_how_models_were_trained_is_folded_as_the_page_can(results, monkeypatch):
     results()
-    monkeypatch.setattr(readme, "repository", lambda: "https://example.org/book")
-    assert "<details><summary>How ours were trained</summary>\n\n| weights" in readme.render_results("README.md")
-    assert ":::{dropdown} How ours were trained\n| weights" in readme.render_results("book/04-training.ipynb")
+    monkeypatch.setattr(contents, "repository", lambda: "https://example.org/book")
+    assert "<details><summary>How ours were trained</summary>\n\n| weights" in results_table.render_results("README.md")
+    assert ":::{dropdown} How ours were trained\n| weights" in results_table.render_results("book/04-training.ipynb")
 
 
 def test_the_table_with_published_figures_is_in_sight_and_all_else_is_folded(results, monkeypatch):
-    monkeypatch.setattr(readme, "repository", lambda: "https://example.org/book")
+    monkeypatch.setattr(contents, "repository", lambda: "https://example.org/book")
     results()
     results(name="brief", images=1000, evaluation={"precision": "bfloat16 autocast"})
     results(name="digits", data="digits")
     against = {"name": "doubling-mnist", "nats": -81.5, "difference": 1.2, "difference_standard_error": 0.3}
     results(name="few", images=256, nats=-80.0, against={**against, "elbo_difference": 2.0})
-    seen, *below = readme.render_results("README.md").split("<details><summary>")
+    seen, *below = results_table.render_results("README.md").split("<details><summary>")
     assert "Palm" in seen and "not trained yet" in seen and "results/few.json" in seen
-    assert readme.EXPECTED in seen and "all others in 32: `brief`." in seen
+    assert results_table.EXPECTED in seen and "all others in 32: `brief`." in seen
     assert [text.partition("<")[0] for text in below] == [
         "Figures on 1,000 images of binarized-mnist",
         "Figures on 10,000 images of digits",
@@ -123,7 +135,7 @@ def test_the_table_with_published_figures_is_in_sight_and_all_else_is_folded(res
         "How ours were trained",
     ]
     assert "results/brief.json" in below[0] and "`few` can be expected" in below[2]
-    chapter = readme.render_results("book/04-training.ipynb")
+    chapter = results_table.render_results("book/04-training.ipynb")
     assert chapter.count(":::{dropdown} ") == chapter.count("\n:::\n") + chapter.endswith("\n:::") == 4
 
 
@@ -131,12 +143,12 @@ def test_a_model_on_some_images_has_the_figures_that_another_one_lets_expect_on_
     against = {"name": "whole", "nats": -81.5, "difference": 1.234, "difference_standard_error": 0.3}
     brief = {"name": "brief", "images": 500, "num_samples": 128, "nats": -80.0, "elbo": -85.0}
     results(**brief, against={**against, "elbo_difference": 2.0})
-    assert "expected" not in readme.render_results("README.md"), "nothing is known of the other one"
+    assert "expected" not in results_table.render_results("README.md"), "nothing is known of the other one"
     results(name="whole", nats=-83.08, num_samples=64)
-    assert "expected" not in readme.render_results("README.md"), "nothing is known for as many samples"
+    assert "expected" not in results_table.render_results("README.md"), "nothing is known for as many samples"
     results(name="whole", nats=-83.08, elbo=-88.5, standard_error=0.4, num_samples=128)
     results(name="between", nats=-81.0)
-    text = readme.render_results("README.md")
+    text = results_table.render_results("README.md")
     assert "| **−81.85** ± 0.50 (128 samples, expected from 500 images) | −86.50 |" in text
     assert text.index("results/between.json") < text.index("results/brief.json") < text.index("results/whole.json")
     assert "`brief` was measured on 500 images only, on which it has −80.00." in text
@@ -148,9 +160,9 @@ def test_a_model_on_some_images_has_the_figures_that_another_one_lets_expect_on_
 
 def test_figures_measured_in_16_bits_are_named(results):
     results(name="exact")
-    assert "16 bits" not in readme.render_results("README.md")
+    assert "16 bits" not in results_table.render_results("README.md")
     results(name="rounded", evaluation={"precision": "bfloat16 autocast"})
-    assert "\n\nEvaluated in 16 bits, all others in 32: `rounded`.\n\n" in readme.render_results("README.md")
+    assert "\n\nEvaluated in 16 bits, all others in 32: `rounded`.\n\n" in results_table.render_results("README.md")
 
 
 def test_training_updates_stand_beside_the_product_of_their_machine(results, tmp_path):
@@ -164,7 +176,7 @@ def test_training_updates_stand_beside_the_product_of_their_machine(results, tmp
     for name, hardware in (("a", "two cores"), ("b", "NVIDIA H200")):
         found = {"hardware": hardware, "steps": steps}
         (tmp_path / "results" / f"train_step-{name}.json").write_text(json.dumps(found))
-    assert readme.render_steps().splitlines()[2:] == [
+    assert tables_of_speed.render_steps().splitlines()[2:] == [
         "| **`paper`, batches of 8**, NVIDIA H200 | | | | |",
         "| 16 bits, fused kernels | 1,234 | 50% | 2.5 | 2.3 GB |",
         "| **`paper`, batches of 9**, NVIDIA H200 | | | | |",
@@ -182,9 +194,9 @@ def test_training_updates_stand_beside_the_product_of_their_machine(results, tmp
 
 def test_pages_of_the_book_link_to_the_repository(results, monkeypatch):
     results()
-    monkeypatch.setattr(readme, "repository", lambda: "https://example.org/book")
+    monkeypatch.setattr(contents, "repository", lambda: "https://example.org/book")
     link = "[doubling-mnist](https://example.org/book/blob/main/results/doubling-mnist.json)"
-    assert link in readme.render_results("book/04-training.ipynb")
+    assert link in results_table.render_results("book/04-training.ipynb")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +213,7 @@ def test_pages_of_the_book_link_to_the_repository(results, monkeypatch):
 )
 def test_what_is_not_in_the_paper_is_in_the_name(results, model, training, name):
     results(config={"model": model, "training": training})
-    assert f"| **{name}** |" in readme.render_results("README.md")
+    assert f"| **{name}** |" in results_table.render_results("README.md")
 
 
 def test_the_table_of_recipes_has_a_row_for_each_way_to_go_on(results, tmp_path):
@@ -209,14 +221,14 @@ def test_the_table_of_recipes_has_a_row_for_each_way_to_go_on(results, tmp_path)
     row |= {"num_samples": 128, "hardware": "two cores"}
     found = {"start": "conv-mnist", "latents": 320_000, "rows": {"as before": row, "both": {**row, "nats": -83.0}}}
     (tmp_path / "results" / "recipes.json").write_text(json.dumps(found))
-    table = readme.render_recipes().splitlines()
+    table = tables_of_bounds.render_recipes().splitlines()
     assert table[2:4] == ["| as before | −85.12 ± 0.25 | −90.00 ± 0.50 |", "| both | −83.00 ± 0.25 | −90.00 ± 0.50 |"]
     assert "320,000 decoded latents" in table[-1] and "1,000 test images" in table[-1]
 
 
 def test_parameters_of_a_prior_stand_beside_those_of_the_decoder(results):
     results(parameters={"encoder": 5, "decoder": 74_368, "prior": 129_000})
-    assert "| 74,368 + 129,000 |" in readme.render_results("README.md")
+    assert "| 74,368 + 129,000 |" in results_table.render_results("README.md")
 
 
 def test_the_gap_is_that_between_the_end_of_the_log_and_the_test_images(results, tmp_path):
@@ -233,7 +245,7 @@ def test_the_gap_is_that_between_the_end_of_the_log_and_the_test_images(results,
         elbos = [-300.0] * 10 + [last - 1, last + 1] * 20  # 40 records at the end of the run
         records = [json.dumps({"update": 20 * number, "nats": elbo}) for number, elbo in enumerate(elbos, start=1)]
         (folder / "metrics.jsonl").write_text("\n".join([*records, ""]))
-    assert readme.render_gap().splitlines()[2:] == [
+    assert tables_of_bounds.render_gap().splitlines()[2:] == [
         "| `better` | −86.50 ± 0.16 | −87.00 ± 0.24 | 0.50 | 20 times |",
         "| `doubling-mnist` | −87.00 ± 0.16 | −88.10 ± 0.24 | 1.10 | 20 times |",
     ]
@@ -246,7 +258,7 @@ def test_the_table_of_sharing_has_the_mean_and_the_spread_of_runs(results, tmp_p
     rows = [{**row, "updates": 40, "elbo": -80.0, "bound": -70.0}]  # one run: no spread
     rows += [{**row, "elbo": elbo, "bound": bound} for elbo, bound in figures]
     (tmp_path / "results" / "sharing.json").write_text(json.dumps({"data": "binarized-mnist", "rows": rows}))
-    text = readme.render_sharing().splitlines()
+    text = tables_of_bounds.render_sharing().splitlines()
     assert text[2:4] == [
         "| one rule | 1,234 | 10 | 2 | −102.0 ± 1.4 | −90.5 ± 0.7 |",
         "| one rule | 1,234 | 40 | 1 | −80.0 | −70.0 |",
@@ -257,7 +269,7 @@ def test_the_table_of_sharing_has_the_mean_and_the_spread_of_runs(results, tmp_p
 def test_a_black_hole_leaves_the_ink_that_was_in_it():
     # Two of ten pixels are hole, one of the two was ink: cells of one half are half wrong in the hole, black ones too.
     curve = {"error": {"everywhere": [0.1], "inside": [0.5]}, "flips": {"inside": [0.5]}}
-    assert readme.error_of_black(curve) == pytest.approx(0.1)
+    assert tables_of_cells.error_of_black(curve) == pytest.approx(0.1)
 
 
 def test_the_table_of_proposals_shows_how_the_trust_was_chosen_and_what_it_brings(results, tmp_path):
@@ -267,7 +279,7 @@ def test_the_table_of_proposals_shows_how_the_trust_was_chosen_and_what_it_bring
     rows += [{**row, "gain": [0.5, 0.1]}, {**row, "model": "large", "gain": [0.75, 0.2], "precision": "bfloat16"}]
     found = {"data": "binarized-mnist", "num_samples": 128, "rows": rows}
     (tmp_path / "results" / "proposals.json").write_text(json.dumps(found))
-    text = readme.render_proposals().splitlines()
+    text = tables_of_bounds.render_proposals().splitlines()
     assert text[0] == "What `small` gains on 60 training images, in nats, by the trust:"
     assert text[2:5] == ["| 0.8 | 0.5 |", "|---|---|", "| 0.25 ± 0.04 | −0.12 ± 0.04 |"]
     assert text[6].endswith("with a trust of 0.8:")
@@ -280,11 +292,11 @@ def test_the_table_of_proposals_shows_how_the_trust_was_chosen_and_what_it_bring
 
 def pretrained(*pattern: str) -> list:
     """The folders of shipped weights of that pattern."""
-    return sorted(path.parent for path in (readme.ROOT / "vnca" / "pretrained").glob("/".join([*pattern, "*.json"])))
+    return sorted(path.parent for path in (contents.ROOT / "vnca" / "pretrained").glob("/".join([*pattern, "*.json"])))
 
 
 def test_the_page_of_models_has_each_of_them_once():
-    page = (readme.ROOT / "book" / "models.md").read_text()
+    page = (contents.ROOT / "book" / "models.md").read_text()
     listed = re.findall(r"^\| \[`([\w-]+)`\]", page, re.MULTILINE)
     assert sorted(listed) == sorted(folder.name for folder in [*pretrained("*"), *pretrained("automata", "*")])
     assert set(vnca.available()) <= set(listed)
@@ -292,10 +304,10 @@ def test_the_page_of_models_has_each_of_them_once():
 
 @pytest.mark.parametrize("folder", pretrained("*"), ids=lambda folder: folder.name)
 def test_what_the_page_says_of_a_model_is_in_its_configuration(folder):
-    config, run = json.loads((folder / "config.json").read_text()), readme.result(folder.name)
+    config, run = json.loads((folder / "config.json").read_text()), contents.result(folder.name)
     assert run["config"] == {"model": config["model"], "training": config["training"]}
     assert run.get("before") == config["run"].get("before")
-    model, text = config["model"], readme.described(run, vnca.available())
+    model, text = config["model"], model_cards.described(run, vnca.available())
     numbers = {model["latent_size"], *model["decoder_options"].values()}
     numbers |= {model.get(key, 0) for key in ("components", "correlated")} - {0}
     assert {int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", text.split("Began")[0])} == numbers
@@ -309,21 +321,21 @@ def test_what_a_model_is_follows_from_its_runs():
     model = {"decoder": "doubling", "latent_size": 256, "decoder_options": {}, "components": 1000, "correlated": 24}
     own, training = {**RUN, "name": "ours"}, {"samples": 5}
     plain = {**own, "config": {"model": {**model, "components": 0}, "training": {}}}
-    assert readme.described(plain, ["other"]) == (
+    assert model_cards.described(plain, ["other"]) == (
         "Doubling VNCA, standard normal prior; the paper's size, latent of 256 numbers. Began with random weights."
     )
     earlier = {"init_from": "ours", "before": [{"init_from": "runs/first", "before": [{"encoder_from": "other"}]}]}
     mixed = {**own, "config": {"model": model, "training": training}, "before": [earlier]}
-    assert readme.described(mixed, ["ours", "other"]) == (
+    assert model_cards.described(mixed, ["ours", "other"]) == (
         "Doubling VNCA, importance-weighted training, learned prior of 1,000 Gaussians with full covariances in 24 "
         "numbers; the paper's size, latent of 256 numbers. Began with the encoder of `other`."
     )
     fitted = {**mixed, "updates": 0, "before": [{"init_from": "other"}]}
-    assert readme.described(fitted, ["ours", "other"]).endswith("Differs from `other` in its prior alone.")
+    assert model_cards.described(fitted, ["ours", "other"]).endswith("Differs from `other` in its prior alone.")
     small = {"decoder": "persistent", "latent_size": 8, "decoder_options": {"min_steps": 2, "max_steps": 4, "steps": 3}}
-    assert readme.size_of(small) == ["small", "latent of 8 numbers", "3 steps in each stage", "2 to 4 in the last"]
+    assert model_cards.size_of(small) == ["small", "latent of 8 numbers", "3 steps in each stage", "2 to 4 in the last"]
     with pytest.raises(ValueError, match="unknown"):
-        readme.size_of({**small, "decoder_options": {"unknown": 1}})
+        model_cards.size_of({**small, "decoder_options": {"unknown": 1}})
 
 
 def test_where_a_model_is_used_is_found_in_the_book(results, tmp_path):
@@ -338,49 +350,50 @@ def test_where_a_model_is_used_is_found_in_the_book(results, tmp_path):
     }
     for name, of_page in cells.items():
         nbformat.write(nbformat.v4.new_notebook(cells=of_page), tmp_path / "book" / f"{name}.ipynb")
-    texts = readme.sources()
+    texts = model_cards.sources()
     assert (
-        readme.used_in("a", texts) == "*code:* [1](one.ipynb); *live:* [2](two.ipynb) (`draw`); *text:* [2](two.ipynb)"
+        model_cards.used_in("a", texts)
+        == "*code:* [1](one.ipynb); *live:* [2](two.ipynb) (`draw`); *text:* [2](two.ipynb)"
     )
-    assert readme.used_in("b", texts) == "*live:* [first page](intro.md) (`grow`)"
-    assert readme.used_in("c", texts) == ""
+    assert model_cards.used_in("b", texts) == "*live:* [first page](intro.md) (`grow`)"
+    assert model_cards.used_in("c", texts) == ""
 
 
 def test_each_shipped_model_is_used_in_the_book():
-    texts = readme.sources()
+    texts = model_cards.sources()
     names = [folder.name for folder in [*pretrained("*"), *pretrained("automata", "*")]]
-    assert not [name for name in names if not readme.used_in(name, texts)]
+    assert not [name for name in names if not model_cards.used_in(name, texts)]
 
 
 def test_readme_and_the_pages_agree_on_where_the_book_is_published():
-    config = yaml.safe_load((readme.ROOT / "_config.yml").read_text())
-    assert config["html"]["baseurl"] == readme.site()
-    assert f"<{readme.site()}>" in (readme.ROOT / "README.md").read_text()
-    workflow = yaml.safe_load((readme.ROOT / ".github" / "workflows" / "pages.yml").read_text())
+    config = yaml.safe_load((contents.ROOT / "_config.yml").read_text())
+    assert config["html"]["baseurl"] == contents.site()
+    assert f"<{contents.site()}>" in (contents.ROOT / "README.md").read_text()
+    workflow = yaml.safe_load((contents.ROOT / ".github" / "workflows" / "pages.yml").read_text())
     steps = workflow["jobs"]["publish"]["steps"]
     (published,) = [step["with"]["path"] for step in steps if "upload-pages-artifact" in step.get("uses", "")]
-    assert readme.ROOT / published == build_book.BUILD / "html"
+    assert contents.ROOT / published == build_book.BUILD / "html"
     picture = config["sphinx"]["config"]["myst_html_meta"]["property=og:image"]
-    assert picture == f"{readme.site()}_static/{readme.PICTURE.name}"
-    assert str(readme.PICTURE.parent.relative_to(readme.ROOT)) in config["sphinx"]["config"]["html_static_path"]
+    assert picture == f"{contents.site()}_static/{readme.PICTURE.name}"
+    assert str(readme.PICTURE.parent.relative_to(contents.ROOT)) in config["sphinx"]["config"]["html_static_path"]
 
 
 def test_what_came_before_a_run_counts(results):
     first = {"init_from": "runs/first", "updates": 5, "minutes": 20.0, "before": [{"updates": 1, "minutes": 0.5}]}
     results(before=[first])
-    assert "| 100,006 updates, 82 min in 3 runs | one H200 |" in readme.render_results("README.md")
+    assert "| 100,006 updates, 82 min in 3 runs | one H200 |" in results_table.render_results("README.md")
 
 
 def test_other_data_never_share_a_table_with_published_figures(results):
     results(data="digits", nats=-60.0)
-    published, own = readme.render_results("README.md").split("`digits`, test split")
+    published, own = results_table.render_results("README.md").split("`digits`, test split")
     assert "no run of this repository is recorded yet" in published
     assert "−60.00" in own and "Palm" not in own
 
 
 def test_benchmarks_are_no_results(results, tmp_path):
     (tmp_path / "results" / "speed.json").write_text('{"name": "speed", "seconds": 3}')
-    assert "speed" not in readme.render_results("README.md")
+    assert "speed" not in results_table.render_results("README.md")
 
 
 @pytest.mark.parametrize(
@@ -395,7 +408,7 @@ def test_benchmarks_are_no_results(results, tmp_path):
     ],
 )
 def test_what_a_preset_promises_was_measured(name, weights):
-    run, preset = json.loads((readme.ROOT / "results" / f"{weights}.json").read_text()), PRESETS[name]
+    run, preset = json.loads((contents.ROOT / "results" / f"{weights}.json").read_text()), PRESETS[name]
     config = run["config"]
     trained = TrainConfig(ModelConfig(**config["model"]), **config["training"])
     if name == "best":  # its run was bounded by minutes; the preset makes as many updates as it did
@@ -418,7 +431,7 @@ def test_what_a_preset_promises_was_measured(name, weights):
     ],
 )
 def test_a_preset_that_only_fits_a_prior_made_the_shipped_weights(name, weights):
-    run, preset = json.loads((readme.ROOT / "results" / f"{weights}.json").read_text()), PRESETS[name]
+    run, preset = json.loads((contents.ROOT / "results" / f"{weights}.json").read_text()), PRESETS[name]
     config = run["config"]
     assert TrainConfig(ModelConfig(**config["model"]), **config["training"]) == preset.config
     assert preset.minutes == (round(run["minutes"]) or run["minutes"])
@@ -427,7 +440,7 @@ def test_a_preset_that_only_fits_a_prior_made_the_shipped_weights(name, weights)
 
 
 def test_the_small_prior_of_the_first_page_is_worth_what_chapter_7_says():
-    run = json.loads((readme.ROOT / "results" / "fitted-persistent-mnist-small.json").read_text())
+    run = json.loads((contents.ROOT / "results" / "fitted-persistent-mnist-small.json").read_text())
     model, against = run["config"]["model"], run["against"]
     assert (against["name"], run["images"]) == ("persistent-mnist-small", 1000)
     assert (model["components"], model["correlated"]) == (40, 16)
@@ -435,7 +448,7 @@ def test_the_small_prior_of_the_first_page_is_worth_what_chapter_7_says():
 
 
 def test_the_preset_that_came_before_the_last_one_is_in_the_record_of_that_one():
-    run, preset = json.loads((readme.ROOT / "results" / "best-mnist-small.json").read_text()), PRESETS["refine-small"]
+    run, preset = json.loads((contents.ROOT / "results" / "best-mnist-small.json").read_text()), PRESETS["refine-small"]
     earlier = run["before"][0]
     assert TrainConfig(preset.config.model, **earlier["training"]) == preset.config
     assert preset.minutes == round(earlier["minutes"])
@@ -443,8 +456,8 @@ def test_the_preset_that_came_before_the_last_one_is_in_the_record_of_that_one()
 
 
 def test_the_best_small_model_is_above_the_published_ones_as_chapter_7_says():
-    run = json.loads((readme.ROOT / "results" / "best-mnist-small.json").read_text())
-    published = [float(nats.replace("−", "-")) for model, nats, _ in readme.PUBLISHED if model == "doubling VNCA"]
+    run = json.loads((contents.ROOT / "results" / "best-mnist-small.json").read_text())
+    published = published_vncas()
     assert len(published) == 2 and run["nats"] > max(published)
     assert (run["images"], run["num_samples"]) == (10_000, 128), "as the published ones"
     assert 15.5 <= 1_182_208 / run["parameters"]["decoder"] < 16.5, "sixteen times the parameters"
@@ -452,13 +465,13 @@ def test_the_best_small_model_is_above_the_published_ones_as_chapter_7_says():
 
 def test_a_prior_alone_does_for_the_paper_size_what_chapter_7_says():
     run, small, plain = (
-        json.loads((readme.ROOT / "results" / f"{name}.json").read_text())
+        json.loads((contents.ROOT / "results" / f"{name}.json").read_text())
         for name in ("best-mnist", "best-mnist-small", "doubling-mnist")
     )
     against = run["against"]
     assert against["name"] == "doubling-mnist" and run["parameters"]["decoder"] == plain["parameters"]["decoder"]
     least = plain["nats"] + against["difference"] - 2 * against["difference_standard_error"]
-    published = max(float(nats.replace("−", "-")) for model, nats, _ in readme.PUBLISHED if model == "doubling VNCA")
+    published = max(published_vncas())
     assert least > small["nats"] and 1.5 < least - published < 2.5
     assert against["nats"] > plain["nats"], "easy images"
     assert run["config"]["model"]["components"] == 150 and run["config"]["model"]["correlated"] == 32
@@ -466,15 +479,15 @@ def test_a_prior_alone_does_for_the_paper_size_what_chapter_7_says():
 
 
 def test_wider_proposals_bring_what_chapter_7_says():
-    rows = json.loads((readme.ROOT / "results" / "proposals.json").read_text())["rows"]
+    rows = json.loads((contents.ROOT / "results" / "proposals.json").read_text())["rows"]
     tried = {row["trust"]: row["gain"] for row in rows if row["split"] == "train"}
     best = max(tried, key=lambda trust: tried[trust][0])
     assert best == 0.55 and tried[0.55][0] - tried[0.7][0] < tried[0.55][1], "about as much"
     assert tried[0.7][1] < tried[0.55][1], "the gain differs less from image to image"
     gains = {row["model"]: row["gain"] for row in rows if row["split"] == "test"}
     assert 0.35 < gains["best-mnist-small"][0] / gains["doubling-mnist-small"][0] < 0.65, "about half as much"
-    published = min(float(nats.replace("−", "-")) for model, nats, _ in readme.PUBLISHED if model == "doubling VNCA")
-    short = published - json.loads((readme.ROOT / "results" / "doubling-mnist.json").read_text())["nats"]
+    published = min(published_vncas())
+    short = published - json.loads((contents.ROOT / "results" / "doubling-mnist.json").read_text())["nats"]
     assert abs(gains["doubling-mnist"][0] - short) < 2 * gains["doubling-mnist"][1], (
         "wider proposals are worth about that much"
     )
@@ -482,7 +495,7 @@ def test_wider_proposals_bring_what_chapter_7_says():
 
 def test_bounds_lie_as_far_below_the_log_likelihood_as_chapter_7_says():
     short = {}
-    for row in json.loads((readme.ROOT / "results" / "gaps.json").read_text())["rows"]:
+    for row in json.loads((contents.ROOT / "results" / "gaps.json").read_text())["rows"]:
         figures = {name: torch.tensor(values) for name, values in row["figures"].items()}
         short[row["model"]] = {name: evaluation.mean_and_error(figures["upper"] - v) for name, v in figures.items()}
         gap, searched = short[row["model"]]["elbo"][0], short[row["model"]]["elbo_searched"][0]
@@ -497,7 +510,7 @@ def test_bounds_lie_as_far_below_the_log_likelihood_as_chapter_7_says():
 
 
 def test_a_classifier_finds_samples_as_good_as_chapter_7_says():
-    table = json.loads((readme.ROOT / "results" / "samples.json").read_text())
+    table = json.loads((contents.ROOT / "results" / "samples.json").read_text())
     rows = {row["model"]: row for row in table["rows"]}
     conv, small, best = (rows[name] for name in ("conv-mnist", "doubling-mnist-small", "best-mnist-small"))
     for row in (conv, small):
@@ -513,7 +526,7 @@ def test_a_classifier_finds_samples_as_good_as_chapter_7_says():
 
 def test_most_of_what_the_small_cells_gained_is_the_prior_as_chapter_7_says():
     plain, fitted, refitted = (
-        json.loads((readme.ROOT / "results" / f"{name}-mnist-small.json").read_text())
+        json.loads((contents.ROOT / "results" / f"{name}-mnist-small.json").read_text())
         for name in ("doubling", "fitted", "refitted")
     )
     assert plain["images"] == fitted["images"] == refitted["images"] == 1000
@@ -526,7 +539,7 @@ def test_most_of_what_the_small_cells_gained_is_the_prior_as_chapter_7_says():
 
 def test_three_models_are_above_the_paper_by_one_nat_to_two_as_chapter_7_says():
     above = {}
-    for run in map(readme.expected_on_all, readme.measured_runs()):
+    for run in map(runs.expected_on_all, runs.measured_runs()):
         if run["images"] == 10_000 and run["nats"] > -84.15:
             above[run["name"]] = run["nats"] + 84.23
     assert set(above) == {"best-mnist", "best-mnist-small", "refitted-mnist-small"}
@@ -534,7 +547,7 @@ def test_three_models_are_above_the_paper_by_one_nat_to_two_as_chapter_7_says():
 
 
 def test_an_update_on_a_gpu_is_as_fast_as_chapter_4_says():
-    found = json.loads((readme.ROOT / "results" / "train_step-nvidia-h200.json").read_text())
+    found = json.loads((contents.ROOT / "results" / "train_step-nvidia-h200.json").read_text())
     times = max(row.get("times_plain", 0) for step in found["steps"] for row in step["rows"].values())
     assert 14.5 <= times < 15.5, "fifteen times as fast as plain float32, in its summary and in CHANGELOG.md"
 
@@ -557,7 +570,7 @@ def test_the_table_of_healing_reads_each_figure_at_its_step(results, tmp_path):
     }
     entry = {"images": 7, "data": "digits", "parts": parts | {"repeated": curve([], rounds=rounds)}}
     (tmp_path / "results" / "healing.json").write_text(json.dumps({"one": entry, "two": entry}))
-    table, rest = readme.render_healing("README.md").split("<details>")
+    table, rest = tables_of_cells.render_healing("README.md").split("<details>")
     rows = table.splitlines()
     assert rows[0] == "| measured | `one` | `two` |"
     assert rows[2] == r"| $\log p(x \mid z)$, grown | −54.3 | −54.3 |"  # 0.1 bits in each of 784 pixels
@@ -573,7 +586,7 @@ def test_the_table_of_healing_reads_each_figure_at_its_step(results, tmp_path):
 
 
 def test_pictures_fade_and_wounds_close_as_chapter_5_says():
-    parts = json.loads((readme.ROOT / "results" / "healing.json").read_text())["regrowing-mnist-small"]["parts"]
+    parts = json.loads((contents.ROOT / "results" / "healing.json").read_text())["regrowing-mnist-small"]["parts"]
     nats = dict(zip(parts["stability"]["steps"], parts["stability"]["bits_per_pixel"], strict=True))
     lost = {step: (nats[step] - nats[0]) * math.log(2) * 28 * 28 for step in (200, 1000)}
     assert 11 < lost[200] < 13 and 57 < lost[1000] < 63, "a dozen nats in 200 steps and sixty in a thousand"
@@ -585,7 +598,7 @@ def test_the_table_of_scaling_has_a_row_for_each_size(results, tmp_path):
         "batch": {"points": [{"value": 1}, {"value": 32}], "exponent": -0.25, "arithmetic_exponent": 0.0},
     }
     (tmp_path / "results" / "scaling-one.json").write_text(json.dumps({"hardware": "two cores", "axes": axes}))
-    rows = readme.render_scaling().splitlines()[2:]
+    rows = tables_of_speed.render_scaling().splitlines()[2:]
     assert rows == ["| channels 32 … 512 | 1.68 | 2.00 | two cores |", "| batch 1 … 32 | −0.25 | 0.00 | two cores |"]
 
 
@@ -607,7 +620,7 @@ def test_the_table_of_inpainting_has_the_best_model_first_and_its_bounds(results
         {"model": "pixel mean", "nats_per_pixel": [-0.5, 0.01]},
         {"nats_per_pixel": [-0.3, 0.01], **ours},
     )
-    lines = readme.render_inpainting().splitlines()
+    lines = tables_of_cells.render_inpainting().splitlines()
     assert [line for line in lines if line.startswith("| `")] == [
         "| `ours` | −0.300 ± 0.010 (−0.350 to −0.250) |",
         "| `pixel mean` | −0.500 ± 0.010 |",
@@ -629,7 +642,7 @@ def test_the_tables_of_completions_have_errors_promises_and_how_far_behind(resul
         row("pixel mean", 0.5, 0.5, 0.2),
         row("ours", 0.125, 0.15, -0.175, **ours),
     )
-    lines = readme.render_completions().splitlines()
+    lines = tables_of_cells.render_completions().splitlines()
     assert [line for line in lines if line.startswith("| `")] == [
         "| `ours` | 0.125 ± 0.010 (0.150) |",
         "| `neighbors` | 0.300 ± 0.010 (0.250) |",
@@ -650,7 +663,7 @@ def test_figures_of_different_settings_are_not_put_into_one_table(results, tmp_p
     ]
     write_rows(tmp_path, "completions", *rows)
     with pytest.raises(ValueError, match="too many values"):
-        readme.render_completions()
+        tables_of_cells.render_completions()
 
 
 def test_a_notebook_is_filled_cell_by_cell_and_stays_a_notebook(results, tmp_path, monkeypatch):
@@ -678,7 +691,7 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.setattr(build_book, "BUILD", root / "_build")
     monkeypatch.setattr(build_book, "STAMP", root / "_build" / "computed-with")
     monkeypatch.setattr(build_book, "CACHE", root / "_build" / ".jupyter_cache")
-    monkeypatch.setattr(build_book.readme, "chapters", lambda: sorted((root / "book").glob("*.ipynb")))
+    monkeypatch.setattr(build_book.contents, "chapters", lambda: sorted((root / "book").glob("*.ipynb")))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("VNCA_DATA", str(tmp_path / "data"))
 
@@ -788,7 +801,7 @@ def test_a_build_with_warnings_fails_again_when_repeated(repository, capsys):
 
 
 def test_a_doubling_vnca_that_was_trained_to_stay_does_what_chapter_5_says():
-    entries = json.loads((readme.ROOT / "results" / "healing.json").read_text())
+    entries = json.loads((contents.ROOT / "results" / "healing.json").read_text())
 
     def nats(name: str, step: int) -> float:
         stability = entries[name]["parts"]["stability"]
@@ -806,5 +819,5 @@ def test_a_doubling_vnca_that_was_trained_to_stay_does_what_chapter_5_says():
     others = set(entries) - {staying}
     assert all(wrong(staying, "25%", 10) < wrong(name, "25%", step) for name in others for step in (16, 64, 192))
     assert all(wrong(staying, share, 64) > wrong(maturing, share, 64) for share in ("50%", "75%"))
-    run = json.loads((readme.ROOT / "results" / f"{staying}.json").read_text())["against"]
+    run = json.loads((contents.ROOT / "results" / f"{staying}.json").read_text())["against"]
     assert run["name"] == "doubling-mnist-small" and 1.5 < -run["difference"] < 2.5

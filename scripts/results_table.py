@@ -17,7 +17,7 @@ PUBLISHED = [
     (
         "NVAE, consistency regularization",
         "−76.93",
-        f"{CR_NVAE}, as listed by Papers with Code; test set and samples not checked",
+        f"{CR_NVAE}, as listed by Papers with Code, now closed; test set and samples not checked",
     ),
     ("NVAE", "about −78", f"{NVAE}; pixels drawn anew for each look, more samples"),
     ("BIVA", "about −78", f"{BIVA}, as listed by NVAE; BIVA's own code reads the fixed draw; more samples"),
@@ -100,6 +100,35 @@ def rows_of_recipes(images: int, folder: str) -> tuple[dict[str, float], str]:
     )
 
 
+def note_on_choice(runs: list[dict]) -> str:
+    """What models have on the test images that recipes were not compared on, where it follows from their figures.
+
+    That needs a figure on all images and one on those of `recipes.json`: there, or beside a model measured on them.
+    """
+    if not (contents.ROOT / "results" / "recipes.json").exists():
+        return ""
+    found = result("recipes")
+    some = {found["start"]: found["rows"]["not at all"]}
+    some |= {
+        run["against"]["name"]: run["against"] | {"images": run["images"]}
+        for run in measured_runs()
+        if "against" in run
+    }
+    images, figures = found["rows"]["not at all"]["images"], []
+    for run in runs:
+        part = some.get(run["name"], {})
+        if part.get("images") != images or run["images"] <= images or "measured" in run:
+            continue
+        nats = (run["images"] * run["nats"] - images * part["nats"]) / (run["images"] - images)
+        figures.append(f"`{run['name']}` {signed(nats)} ({signed(nats - run['nats'])})")
+    if not figures:
+        return ""
+    return (
+        f"Recipes were compared on {images:,} of these images. On the {PUBLISHED_ON[2] - images:,} others, and in "
+        f"brackets how much that is above or, with a minus, below the figure on all: {', '.join(figures)}."
+    )
+
+
 def render_results(page: str) -> str:
     """A table for each data set, split and number of images: figures on different images never share one.
 
@@ -131,6 +160,8 @@ def render_results(page: str) -> str:
     if notes := [note_on_expected(run) for run in runs if "measured" in run]:
         seen.append(EXPECTED)
         below.append(folded("How each expected figure was made", "\n\n".join(notes), page))
+    if note := note_on_choice(runs):
+        seen.append(note)
     if rounded := [f"`{run['name']}`" for run in runs if run["evaluation"]["precision"] != "float32"]:
         seen.append(f"Evaluated in 16 bits, all others in 32: {', '.join(rounded)}.")
     if runs:

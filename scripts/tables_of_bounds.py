@@ -12,10 +12,11 @@ LOGGED_AT_THE_END = 40  # records of a log, of 20 batches each: their learning r
 def training_elbo(name: str) -> tuple[float, float]:
     """The ELBO of training images at the end of the log that came with the weights, and its standard error."""
     from vnca import metrics
+    from vnca.training import LOG_EVERY
 
-    elbos = [
-        record["nats"] for record in metrics.read(contents.ROOT / "vnca" / "pretrained" / name)[-LOGGED_AT_THE_END:]
-    ]
+    records = metrics.read(contents.ROOT / "vnca" / "pretrained" / name)
+    # The last record may be a mean over fewer batches than the others.
+    elbos = [record["nats"] for record in records if record["update"] % LOG_EVERY == 0][-LOGGED_AT_THE_END:]
     return statistics.mean(elbos), statistics.stdev(elbos) / len(elbos) ** 0.5
 
 

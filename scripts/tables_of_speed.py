@@ -24,13 +24,17 @@ def render_chapters() -> str:
 
 def render_scaling() -> str:
     """How the time of an update grows with each size of the decoder, one row for each machine and size."""
-    lines = ["| from … to | power of the time | of the arithmetic | machine |", "|---|---|---|---|"]
+    head = ["from … to", "power of the time", "of the arithmetic", "10⁹ operations/s at each size", "machine"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for path in sorted((contents.ROOT / "results").glob("scaling-*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         for name, axis in found["axes"].items():
             first, last = axis["points"][0]["value"], axis["points"][-1]["value"]
             powers = " | ".join(signed(axis[power]) for power in ("exponent", "arithmetic_exponent"))
-            lines.append(f"| {name} {first} … {last} | {powers} | {found['hardware']} |")
+            # As in chapter 4: six for each multiply-add, of forward and backward pass.
+            speeds = [6 * point["multiply_adds"] / point["seconds_per_image"] / 1e9 for point in axis["points"]]
+            rounded = ", ".join(f"{speed:,.0f}" for speed in speeds)
+            lines.append(f"| {name} {first} … {last} | {powers} | {rounded} | {found['hardware']} |")
     return "\n".join(lines)
 
 

@@ -197,6 +197,22 @@ def test_evidence_bounds_the_observed_pixels_from_both_sides_and_closes_in(known
         assert many < max(0.3 * few, 0.02), "closer, or as close as 30 draws can tell"
 
 
+def test_latents_that_images_were_drawn_from_bound_their_evidence_from_above():
+    model = linear_toy()
+    z = model.draw(200, seeded(7))
+    x = torch.bernoulli(model.decode(z).sigmoid(), generator=seeded(8))
+    everything = torch.ones_like(x, dtype=torch.bool)
+    _, log_joint, _ = on_a_grid(model, x, everything)
+    slack = {}
+    for name, latents in (("their own", z), ("of others", z.roll(1, dims=0))):
+        found = evidence.evidence(model, x, everything, 8, seeded(), drawn=latents[None])
+        slack[name] = found.upper - log_joint.logsumexp(dim=1)
+        assert (found.upper > found.log_likelihood - math.log(8)).all()
+    mean, error = slack["their own"].mean(), slack["their own"].std() / len(x) ** 0.5
+    assert -4 * error < mean < 0.1, "the fitted Gaussians nearly are the posteriors of this model"
+    assert slack["of others"].mean() < mean - 5 * error, "latents from elsewhere are no substitute"
+
+
 @pytest.mark.parametrize(("num_samples", "chains"), [(2000, 0), (2, 400)])
 def test_mean_completions_meet_quadrature(known, num_samples, chains):
     found = evidence.evidence(known.model, known.x, known.observed, num_samples, seeded(), chains=chains).completion
@@ -399,6 +415,11 @@ def ask(model, x=None, observed=None, *more):
         (lambda m: vnca.inpaint(m, images(1), masks.left_half(1), iterations=-1), "at least 0, not 16 and -1"),
         (lambda m: evidence.evidence(m, images(1), masks.left_half(1), 0), "at least 1, .* not 0, 0 and 30"),
         (lambda m: evidence.evidence(m, images(1), masks.left_half(1), chains=-1), "not 128, -1 and 30"),
+        (
+            lambda m: evidence.evidence(m, images(1), masks.left_half(1), chains=1, drawn=torch.zeros(1, 1, 8)),
+            r"not \(1, 1, 8\) beside 1 chains",
+        ),
+        (lambda m: evidence.evidence(m, images(1), masks.left_half(1), drawn=torch.zeros(1, 8)), r"not \(1, 8\)"),
         (lambda m: evidence.conditional_log_likelihood(m, images(2), masks.left_half(1)), "mask has the shape"),
         (lambda m: masks.center_square(1, 29), "0 to 28 pixels, not 29"),
         (lambda m: masks.stroke(1, width=0), "more than 0 pixels wide, not 0"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vnca.inpainting import GROUP, ITERATIONS, chains_of
-from vnca.posterior import Search, Task, fit, prepare, require_task, weighted
+from vnca.posterior import Search, Task, decode, fit, prepare, require_task, weighted
 from vnca.vae import VAE
 
 
@@ -52,9 +52,10 @@ class Evidence:
     Attributes:
         log_likelihood: `(B,)`, estimates of log p(x_o) in nats; lower bounds in expectation.
         upper: `(B,)`, upper bounds of log p(x_o) in nats, in expectation and as far as the chains have converged; None
-            where no chains were asked for.
+            without latents from p(z | x_o).
         completion: `(B, 1, 28, 28)`, the mean of p(x_m = 1 | z) over p(z | x_o) at missing pixels, and x at the others.
-            From the chains, if there are any, because few of the weighted latents carry most of the weight.
+            From the latents from p(z | x_o), if there are any, because few of the weighted ones carry most of the
+            weight.
     """
 
     log_likelihood: Tensor
@@ -72,6 +73,7 @@ def evidence(
     *,
     chains: int = 0,
     iterations: int = ITERATIONS,
+    drawn: Tensor | None = None,
 ) -> Evidence:
     """log p(x_o) of the observed pixels and their mean completion, by importance sampling.
 
@@ -89,34 +91,55 @@ def evidence(
         generator: source of the noise, for reproducible figures.
         chains: so many latents of each image are drawn from p(z | x_o), as in `inpaint`, for the upper bound.
         iterations: steps of each of these chains.
+        drawn: `(S, B, D)`, latents that come from p(z | x_o) for certain, in the place of the chains': those that the
+            images were drawn from, where the model itself drew them. Then nothing has to converge (Wu, Burda,
+            Salakhutdinov & Grosse, "On the quantitative analysis of decoder-based generative models", 2017).
 
     Raises:
-        ValueError: as `inpaint` does, or if `chains` or `iterations` is negative.
+        ValueError: as `inpaint` does, if `chains` or `iterations` is negative, or if `drawn` has another shape or
+            comes beside chains.
     """
     require_task(x, observed)
     if num_samples < 1 or chains < 0 or iterations < 0:
         raise ValueError(
             f"num_samples is at least 1, chains and iterations at least 0, not {num_samples}, {chains} and {iterations}"
         )
+    if drawn is not None and (chains or drawn.ndim != 3 or drawn.shape[1:] != (len(x), model.latent_size)):
+        raise ValueError(
+            f"drawn are latents (S, {len(x)}, {model.latent_size}) in the place of chains, not {tuple(drawn.shape)} "
+            f"beside {chains} chains"
+        )
     search = prepare(model, generator)
     parts = []
-    for images, mask in zip(x.split(GROUP), observed.split(GROUP), strict=True):
-        parts.append(_evidence(Task.of(model, images, mask), search, num_samples, chains, iterations, generator))
+    groups = [None] * math.ceil(len(x) / GROUP) if drawn is None else drawn.split(GROUP, dim=1)
+    for images, mask, known in zip(x.split(GROUP), observed.split(GROUP), groups, strict=True):
+        task = Task.of(model, images, mask)
+        parts.append(_evidence(task, search, num_samples, chains, iterations, known, generator))
     log_likelihood, upper, completion = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Evidence(log_likelihood, upper if chains else None, completion.view(x.shape))
+    return Evidence(log_likelihood, None if drawn is None and not chains else upper, completion.view(x.shape))
 
 
 def _evidence(
-    task: Task, search: Search, num_samples: int, chains: int, iterations: int, generator: torch.Generator | None
+    task: Task,
+    search: Search,
+    num_samples: int,
+    chains: int,
+    iterations: int,
+    drawn: Tensor | None,
+    generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Estimates `(B,)`, upper bounds `(B,)` (infinite without chains) and mean completions `(B, 784)`."""
+    """Estimates `(B,)`, upper bounds `(B,)` (infinite without latents from p(z | x_o)), mean completions `(B, 784)`."""
     mixture = fit(task, search, generator)
     _, logits, log_weights = weighted(task, mixture, num_samples, generator)  # (K, B, 784), (K, B)
     estimate = log_weights.logsumexp(dim=0) - math.log(num_samples)
-    if chains == 0:
+    if drawn is None and chains == 0:
         mean = torch.einsum("kb,kbp->bp", log_weights.softmax(dim=0), logits.sigmoid())
         return estimate, torch.full_like(estimate, math.inf), torch.where(task.observed, task.x, mean)
-    z, logits, mean = chains_of(task, mixture, chains, iterations, generator)  # from other latents than the K
+    if drawn is None:
+        z, logits, mean = chains_of(task, mixture, chains, iterations, generator)  # from other latents than the K
+    else:
+        z, logits = drawn, decode(task.model, drawn)  # (S, B, D), (S, B, 784)
+        mean = logits.sigmoid().mean(dim=0)
     replacing = task.log_joint(z, logits) - mixture.log_prob(z)  # (S, B)
     others = log_weights[1:].logsumexp(dim=0)  # (B,)
     upper = torch.logaddexp(others, replacing) - math.log(num_samples)

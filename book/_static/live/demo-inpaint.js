@@ -32,6 +32,7 @@ vncaLive.addDemo("inpaint", async (stage) => {
   let more = 0; // turns that a reader asked for and the chains do not know of yet
   let task; // { x, observed, hole, noise, chains, turns, wanted, accepted }
   let film = null; // what is shown: { task, completion, frames, painted, spread }
+  let old = false; // whether the film is of an earlier drawing or hole
 
   const sigmoid = (logit) => 1 / (1 + Math.exp(-logit));
 
@@ -53,6 +54,7 @@ vncaLive.addDemo("inpaint", async (stage) => {
     if (stale.film) {
       stale.film = false;
       film = yield* grown(task);
+      old = stale.task;
     }
     if (stale.task || stale.film || more || task.turns < task.wanted || inpainter.known < ENOUGH) player.ask(catchUp);
   }
@@ -126,6 +128,7 @@ vncaLive.addDemo("inpaint", async (stage) => {
     screens.original.paint(now.x);
     paintDamaged(screens.damaged, now);
     screens.damaged.caption = `Damaged: ${now.observed.filter((seen) => !seen).length} pixels missing`;
+    results.forEach((screen) => { screen.old = old; });
     if (film) drawFilm();
   };
   const drawFilm = () => {
@@ -192,6 +195,8 @@ vncaLive.addDemo("inpaint", async (stage) => {
   const completions = Array.from({ length: CHAINS }, (_, k) => (
     stage.screen(`Completion ${k + 1}: the observed pixels, and the probabilities of the missing ones`, side)
   ));
+  completions.forEach((screen, k) => { screen.caption = `Completion ${k + 1}`; });
+  const results = [screens.regrown, screens.difference, screens.uncertainty, screens.cells, ...completions];
   const status = stage.text();
   stage.text().textContent = "White is 1 in Difference and 0.5 in Uncertainty; their means are over the hole.";
 
@@ -199,7 +204,7 @@ vncaLive.addDemo("inpaint", async (stage) => {
 
   let due = 0;
   const renew = () => {
-    stale.task = true;
+    stale.task = old = true;
     player.ask(catchUp);
     due ||= requestAnimationFrame(() => { // once for all the cells that a quick pen crosses
       due = 0;

@@ -47,6 +47,11 @@
       if (this.#caption.textContent !== text) this.#caption.textContent = text;
     }
 
+    /** Whether what is on the screen belongs to an earlier question: then it is pale. */
+    set old(value) {
+      this.#canvas.classList.toggle("live-old", value);
+    }
+
     /** Changes the side of the grid; the screen stays as large as it is, and the cursor where it is on it. */
     resize(size) {
       if (size === this.#size) return;
@@ -259,7 +264,10 @@
       this.#draw = draw;
       this.rate = rate; // pieces of work a second that are wanted; may be changed
       this.#moves = moves;
-      if (moves) this.#button = stage.button("", () => { this.playing = !this.playing; });
+      if (moves) {
+        this.#button = stage.button("", () => { this.playing = !this.playing; });
+        this.#button.classList.add("live-play");
+      }
       this.playing = !moves || !stage.calm;
       new IntersectionObserver(([entry]) => {
         this.#inSight = entry.isIntersecting;

@@ -1,15 +1,19 @@
 """What chapter 2 defines is what the package has, and its Game of Life is the Game of Life."""
 
+import json
+
 import pytest
 import torch
-from chapters import definitions
+from chapters import ROOT, definitions, read
 
 from vnca import growing
+
+NOTEBOOK = "02-neural-cellular-automata.ipynb"
 
 
 @pytest.fixture(scope="module")
 def chapter() -> dict:
-    return definitions("02-neural-cellular-automata.ipynb")
+    return definitions(NOTEBOOK)
 
 
 def grid(*rows: str) -> torch.Tensor:
@@ -101,3 +105,14 @@ def test_the_pool_agrees_with_the_package(chapter):
         ours.commit(index, drawn + 1)
     assert torch.equal(theirs.states, ours.states)
     assert not torch.equal(ours.states, states)
+
+
+def test_small_holes_close_as_it_says():
+    config = json.loads((ROOT / "vnca" / "pretrained" / "automata" / "turned-toadstools" / "config.json").read_text())
+    errors, (text,) = (
+        config["run"]["errors"],
+        [cell.source for cell in read(NOTEBOOK).cells if cell.id == "between-read"],
+    )
+    assert f"the median error of a grown picture is {errors['after 60 steps']:.4f}" in text
+    side = config["hole"]
+    assert f"a hole of {side} × {side} cells 60 steps before is {errors['60 steps after a hole']:.4f}" in text

@@ -303,8 +303,8 @@ def test_the_demo_grows_by_itself_and_heals_what_is_wounded(opened):
     change(page, wounded)
     page.get_by_role("button", name="New digit").click()
     page.get_by_role("button", name="Start over").click()
-    page.get_by_label("Steps").fill("120")
-    assert page.get_by_label("Steps").get_attribute("aria-valuetext") == "120 a second"
+    page.get_by_label("Speed").fill("120")
+    assert page.get_by_label("Speed").get_attribute("aria-valuetext") == "120 steps/s"
     page.wait_for_function("document.querySelector('.live-readout').textContent.includes('at rest')")
     change(
         page,

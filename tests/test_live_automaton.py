@@ -86,7 +86,7 @@ def test_a_turned_toadstool_neither_turns_back_nor_dies(opened):
     page.get_by_role("button", name="Turn the grid").click()
     turned = shown(page)
     assert torch.equal(turned, grown.rot90(-1))
-    page.get_by_label("Steps").fill("120")
+    page.get_by_label("Speed").fill("120")
     page.get_by_role("button", name="Play").click()
     page.wait_for_timeout(2500)
     paused(page)
@@ -98,7 +98,7 @@ def test_a_turned_toadstool_neither_turns_back_nor_dies(opened):
 
 def test_what_is_erased_grows_back(opened):
     page = running(opened(figure("automaton")))
-    page.get_by_label("Steps").fill("120")
+    page.get_by_label("Speed").fill("120")
     grown(page)
     paused(page)
     x, y = middle(page)
@@ -127,7 +127,7 @@ def test_planting_by_keyboard_in_an_empty_grid(opened):
     assert (shown(page) == torch.tensor(export_live.PAPER)).all()
     page.get_by_role("button", name="plants").click()
     assert page.get_by_role("button", name="plants").get_attribute("aria-pressed") == "true"
-    page.get_by_label("Steps").fill("120")
+    page.get_by_label("Speed").fill("120")
     before = page.evaluate(INK)
     page.locator("canvas").focus()
     page.keyboard.press("Enter")
@@ -142,7 +142,7 @@ def test_the_grid_by_touch_on_a_phone_and_all_cells_firing(opened):
     assert rate.get_attribute("aria-valuetext") == "50 %"
     rate.fill("100")
     assert rate.get_attribute("aria-valuetext") == "all"
-    page.get_by_label("Steps").fill("120")
+    page.get_by_label("Speed").fill("120")
     grown(page)
     page.get_by_role("button", name="Pause").tap()
     page.wait_for_function(STILL.format("paused"))

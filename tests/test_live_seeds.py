@@ -80,7 +80,7 @@ def test_numbers_between_those_learned_grow_their_pictures_in_the_page(opened, z
 
 def test_both_grids_follow_the_slider(opened):
     page = running(opened(figure("seeds")))
-    page.get_by_label("Steps").fill("120")
+    page.get_by_label("Speed").fill("120")
     grown(page, 1, z=0)
     assert amiss(page, 0)[0] > WHOLE, "the rule on the left never learned this number"
     # Each rule at numbers at which it is sharp: on the right those in the middle, on the left the two that it learned.
@@ -93,7 +93,7 @@ def test_both_grids_follow_the_slider(opened):
 
 def test_what_is_erased_grows_back_as_what_it_was(opened):
     page = running(opened(figure("seeds")))
-    page.get_by_label("Steps").fill("120")
+    page.get_by_label("Speed").fill("120")
     drag(page, -0.5)
     grown(page, 1, z=-0.5)
     page.get_by_role("button", name="Pause").click()
@@ -120,7 +120,7 @@ def test_a_wound_heals_by_more_than_half(opened, z):
 
 def test_seeds_with_other_numbers_are_planted_by_touch_on_a_phone(opened):
     page = running(opened(figure("seeds"), viewport=PHONE, has_touch=True, is_mobile=True))
-    page.get_by_label("Steps").fill("120")
+    page.get_by_label("Speed").fill("120")
     page.get_by_role("button", name="plants").tap()
     before = page.evaluate(SHOWN)
     page.touchscreen.tap(*middle(page, canvas=1))

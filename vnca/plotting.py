@@ -224,8 +224,8 @@ def curves(run: str | os.PathLike | Sequence[dict]) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(width, 0.8 * height), width_ratios=(3, 2))
     line = {"linewidth": 1.2, "marker": "." if len(records) == 1 else ""}  # a line of one point is not seen
     bound = metrics.bound_name(records[-1])
-    # The bound lies on top: where both agree, it is the one to read.
-    left.plot(update, -loss, color=COLORS[5], label="negative loss", **line)
+    # The bound lies on top: where both agree, it is the one to read, and the loss is seen as a light edge around it.
+    left.plot(update, -loss, color=COLORS[5], label="negative loss", **line | {"linewidth": 4, "alpha": 0.5})
     left.plot(update, nats, color=COLORS[0], label=bound, **line)
     left.set(title=bound, ylabel="nats per image")
     left.legend(loc="lower right", reverse=True)

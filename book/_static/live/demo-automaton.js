@@ -47,8 +47,8 @@ vncaLive.addDemo("automaton", async (stage) => {
     (percent) => { engine.fireRate = percent / 100; },
   );
   stage.slider(
-    { label: "Steps", min: 1, max: 120, step: 1, value: player.rate },
-    (rate) => `${rate}/s`,
+    { label: "Speed", min: 1, max: 120, step: 1, value: player.rate },
+    (rate) => `${rate} steps/s`,
     (rate) => { player.rate = rate; },
   );
   screen.onCells(

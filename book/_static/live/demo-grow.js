@@ -43,8 +43,8 @@ vncaLive.addDemo("grow", async (stage) => {
   });
   stage.button("Start over", () => start("The same digit grows again."));
   stage.slider(
-    { label: "Steps", min: 1, max: 120, step: 1, value: player.rate },
-    (rate) => `${rate} a second`,
+    { label: "Speed", min: 1, max: 120, step: 1, value: player.rate },
+    (rate) => `${rate} steps/s`,
     (rate) => { player.rate = rate; },
   );
   screen.onCells(

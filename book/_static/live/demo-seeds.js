@@ -55,8 +55,8 @@ vncaLive.addDemo("seeds", async (stage) => {
     plants = value === 1;
   });
   stage.slider(
-    { label: "Steps", min: 1, max: 120, step: 1, value: player.rate },
-    (rate) => `${rate}/s`,
+    { label: "Speed", min: 1, max: 120, step: 1, value: player.rate },
+    (rate) => `${rate} steps/s`,
     (rate) => { player.rate = rate; },
   );
   screens.forEach((screen, i) => screen.onCells(

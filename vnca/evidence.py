@@ -111,10 +111,11 @@ def evidence(
         )
     search = prepare(model, generator)
     parts = []
-    groups = [None] * math.ceil(len(x) / GROUP) if drawn is None else drawn.split(GROUP, dim=1)
-    for images, mask, known in zip(x.split(GROUP), observed.split(GROUP), groups, strict=True):
+    groups = x.split(GROUP)
+    known = [None] * len(groups) if drawn is None else drawn.split(GROUP, dim=1)
+    for images, mask, latents in zip(groups, observed.split(GROUP), known, strict=True):
         task = Task.of(model, images, mask)
-        parts.append(_evidence(task, search, num_samples, chains, iterations, known, generator))
+        parts.append(_evidence(task, search, num_samples, chains, iterations, latents, generator))
     log_likelihood, upper, completion = (torch.cat(part) for part in zip(*parts, strict=True))
     return Evidence(log_likelihood, None if drawn is None and not chains else upper, completion.view(x.shape))
 

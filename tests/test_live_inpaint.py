@@ -210,6 +210,24 @@ def test_every_knob_changes_the_pictures(still):
     assert not still.problems
 
 
+def test_pictures_of_an_earlier_hole_are_pale_until_new_ones_are_there(still):
+    still.wait_for_function("!document.querySelector('.live-old')")
+    pale = still.get_by_label("Row", exact=True).evaluate(
+        """async (row) => {
+            row.value = 2;
+            row.dispatchEvent(new Event("input", { bubbles: true }));
+            let pale = 0; // the most at any time; the new pictures take more than two frames
+            for (let frame = 0; frame < 3; frame++) {
+                await new Promise(requestAnimationFrame);
+                pale = Math.max(pale, document.querySelectorAll(".live-old").length);
+            }
+            return pale;
+        }"""
+    )
+    assert pale == 4 + 4, "four pictures about the cells, and the completions"
+    still.wait_for_function("!document.querySelector('.live-old')")
+
+
 def test_sampling_longer_counts_turns_and_comes_to_rest(still):
     still.get_by_role("button", name="Sample longer").click()
     still.wait_for_function(

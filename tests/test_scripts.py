@@ -280,13 +280,15 @@ def test_the_table_of_proposals_shows_how_the_trust_was_chosen_and_what_it_bring
     rows += [{**row, "gain": [0.5, 0.1]}, {**row, "model": "large", "gain": [0.75, 0.2], "precision": "bfloat16"}]
     found = {"data": "binarized-mnist", "num_samples": 128, "rows": rows}
     (tmp_path / "results" / "proposals.json").write_text(json.dumps(found))
+    results(name="large", nats=-88.0)
+    results(name="small", images=1000)
     text = tables_of_bounds.render_proposals().splitlines()
     assert text[0] == "What `small` gains on 60 training images, in nats, by the trust:"
     assert text[2:5] == ["| 0.8 | 0.5 |", "|---|---|", "| 0.25 ± 0.04 | −0.12 ± 0.04 |"]
     assert text[6].endswith("with a trust of 0.8:")
     assert text[10:12] == [
-        "| `large` | 1,000 | −86.00 | −85.50 | 0.75 ± 0.20 |",
-        "| `small` | 1,000 | −86.00 | −85.50 | 0.50 ± 0.10 |",
+        "| `large` | 1,000 | −86.00 | −85.50 | 0.75 ± 0.20 | −87.25 |",
+        "| `small` | 1,000 | −86.00 | −85.50 | 0.50 ± 0.10 |  |",
     ]
     assert text[-1].endswith("`binarized-mnist`, 128 samples; two cores, bfloat16; two cores, float32.")
 
@@ -487,11 +489,9 @@ def test_wider_proposals_bring_what_chapter_7_says():
     assert tried[0.7][1] < tried[0.55][1], "the gain differs less from image to image"
     gains = {row["model"]: row["gain"] for row in rows if row["split"] == "test"}
     assert 0.35 < gains["best-mnist-small"][0] / gains["doubling-mnist-small"][0] < 0.65, "about half as much"
-    published = min(published_vncas())
-    short = published - json.loads((contents.ROOT / "results" / "doubling-mnist.json").read_text())["nats"]
-    assert abs(gains["doubling-mnist"][0] - short) < 2 * gains["doubling-mnist"][1], (
-        "wider proposals are worth about that much"
-    )
+    short = min(published_vncas()) - json.loads((contents.ROOT / "results" / "doubling-mnist.json").read_text())["nats"]
+    more, error = gains["doubling-mnist"]
+    assert 0.2 < short < 0.3 and more - 2 * error > short, "more than the quarter of a nat"
 
 
 def test_bounds_lie_as_far_below_the_log_likelihood_as_chapter_7_says():

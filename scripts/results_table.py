@@ -108,18 +108,18 @@ def note_on_choice(runs: list[dict]) -> str:
     if not (contents.ROOT / "results" / "recipes.json").exists():
         return ""
     found = result("recipes")
-    some = {found["start"]: found["rows"]["not at all"]}
+    part = found["rows"]["not at all"]
+    images, figures = part["images"], []
+    some = {found["start"]: part["nats"]}
     some |= {
-        run["against"]["name"]: run["against"] | {"images": run["images"]}
+        run["against"]["name"]: run["against"]["nats"]
         for run in measured_runs()
-        if "against" in run
+        if "against" in run and run["images"] == images
     }
-    images, figures = found["rows"]["not at all"]["images"], []
     for run in runs:
-        part = some.get(run["name"], {})
-        if part.get("images") != images or run["images"] <= images or "measured" in run:
+        if run["name"] not in some or run["images"] <= images or "measured" in run:
             continue
-        nats = (run["images"] * run["nats"] - images * part["nats"]) / (run["images"] - images)
+        nats = (run["images"] * run["nats"] - images * some[run["name"]]) / (run["images"] - images)
         figures.append(f"`{run['name']}` {signed(nats)} ({signed(nats - run['nats'])})")
     if not figures:
         return ""

@@ -623,6 +623,7 @@ def test_figures_on_the_other_images_follow_from_those_on_all_and_on_some(result
     )
     results(nats=-89.0)
     results(name="beside", images=1000, against={"name": "other", "nats": -70.0})
+    results(name="few", images=128, against={"name": "other", "nats": -60.0})
     results(name="other", nats=-70.0)
     results(name="alone")
     note = results_table.note_on_choice(results_table.measured_runs())

@@ -51,6 +51,11 @@ def result(name: str) -> dict:
     return json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def results(pattern: str) -> list[dict]:
+    """The files of `results/` whose names match a pattern, by name."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "results").glob(f"{pattern}.json"))]
+
+
 def signed(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}".replace("-", "−")
 

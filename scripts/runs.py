@@ -1,9 +1,6 @@
 """What a result in `results/` says about a model: its traits, its sizes, and the figures expected on more images."""
 
-import json
-
-import contents
-from contents import signed
+from contents import results, signed
 
 MODELS = {
     "doubling": "doubling VNCA",
@@ -45,10 +42,7 @@ def sizes_of(decoder: int, prior: int) -> str:
 
 def measured_runs() -> list[dict]:
     """The results of all models, by the names of their files."""
-    results = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted((contents.ROOT / "results").glob("*.json"))
-    ]
-    return [result for result in results if "nats" in result]  # benchmarks have none
+    return [result for result in results("*") if "nats" in result]  # benchmarks have none
 
 
 def expected_on_all(run: dict) -> dict:

@@ -1,14 +1,12 @@
 """Tables of time and memory: of the chapters, of training updates, and of decoders of other sizes."""
 
-import json
-
 import contents
-from contents import colab, signed, title
+from contents import colab, result, results, signed, title
 
 
 def render_chapters() -> str:
     lines = ["| No. | Chapter | Takes | Run it |", "|---|---|---|---|"]
-    measured = json.loads((contents.ROOT / "results" / "chapters.json").read_text(encoding="utf-8"))
+    measured = result("chapters")
     slowest = {name: max(times.items(), key=lambda item: item[1]["seconds"]) for name, times in measured.items()}
     for number, notebook in enumerate(contents.chapters(), start=1):
         path = notebook.relative_to(contents.ROOT).as_posix()
@@ -26,8 +24,7 @@ def render_scaling() -> str:
     """How the time of an update grows with each size of the decoder, one row for each machine and size."""
     head = ["from … to", "power of the time", "of the arithmetic", "10⁹ operations/s at each size", "machine"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for path in sorted((contents.ROOT / "results").glob("scaling-*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
+    for found in results("scaling-*"):
         for name, axis in found["axes"].items():
             first, last = axis["points"][0]["value"], axis["points"][-1]["value"]
             powers = " | ".join(signed(axis[power]) for power in ("exponent", "arithmetic_exponent"))
@@ -52,11 +49,7 @@ FORMS = {  # of a training update, as `benchmarks/train_step.py` names them; wha
 def render_steps() -> str:
     """How fast training updates are, one row for each machine, model, batch and form."""
     lines = ["| form | images/s | of a product | × float32 | memory |", "|---|---|---|---|---|"]
-    machines = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted((contents.ROOT / "results").glob("train_step-*.json"))
-    ]
-    for found in sorted(machines, key=lambda found: "NVIDIA" not in found["hardware"]):  # GPUs first
+    for found in sorted(results("train_step-*"), key=lambda found: "NVIDIA" not in found["hardware"]):  # GPUs first
         products = {
             step["model"]: step["rows"]["product"]["flops_per_second"]
             for step in found["steps"]

@@ -420,6 +420,7 @@ def ask(model, x=None, observed=None, *more):
             r"not \(1, 1, 8\) beside 1 chains",
         ),
         (lambda m: evidence.evidence(m, images(1), masks.left_half(1), drawn=torch.zeros(1, 8)), r"not \(1, 8\)"),
+        (lambda m: evidence.evidence(m, images(1), masks.left_half(1), drawn=torch.zeros(0, 1, 8)), r"not \(0, 1, 8\)"),
         (lambda m: evidence.conditional_log_likelihood(m, images(2), masks.left_half(1)), "mask has the shape"),
         (lambda m: masks.center_square(1, 29), "0 to 28 pixels, not 29"),
         (lambda m: masks.stroke(1, width=0), "more than 0 pixels wide, not 0"),

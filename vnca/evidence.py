@@ -104,7 +104,9 @@ def evidence(
         raise ValueError(
             f"num_samples is at least 1, chains and iterations at least 0, not {num_samples}, {chains} and {iterations}"
         )
-    if drawn is not None and (chains or drawn.ndim != 3 or drawn.shape[1:] != (len(x), model.latent_size)):
+    if drawn is not None and (
+        chains or drawn.ndim != 3 or not len(drawn) or drawn.shape[1:] != (len(x), model.latent_size)
+    ):
         raise ValueError(
             f"drawn are latents (S, {len(x)}, {model.latent_size}) in the place of chains, not {tuple(drawn.shape)} "
             f"beside {chains} chains"

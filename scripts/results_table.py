@@ -5,7 +5,16 @@ from dataclasses import asdict
 
 import contents
 from contents import folded, result, signed
-from runs import expected_on_all, kind, measured_runs, note_on_expected, runs_of, sizes_of
+from runs import (
+    expected_on_all,
+    kind,
+    measured_runs,
+    note_on_expected,
+    runs_of,
+    sizes_of,
+    trust_of,
+    wider_name,
+)
 
 # Published figures, all in nats per image on the test set of MNIST; where nothing else is said, statically binarized.
 PAPER = "[Palm et al. 2022](https://openreview.net/forum?id=7fFO4cMBx_9)"
@@ -38,14 +47,21 @@ EXPECTED = (
     "two on the N images that both were measured on; how each was made is folded below."
 )
 
+WIDER = (
+    "A row of *wider proposals* is the same model as the row of its name, evaluated with other draws of the latent "
+    "(trust {trust}, as chapter 7 tells). Published figures draw from the posterior; compare them with the other row."
+)
+
 
 def own_row(run: dict, folder: str) -> str:
     sizes = sizes_of(run["parameters"]["decoder"], run["parameters"].get("prior", 0))
     measured = f", expected from {run['measured']['images']:,} images" if "measured" in run else ""
+    trust = trust_of(run)
+    drawn, name = (", *wider proposals*", wider_name(run)) if trust < 1 else ("", run["name"])
     return (
-        f"| **{kind(run)}** "
+        f"| **{kind(run)}**{drawn} "
         f"| **{signed(run['nats'])}** ± {run['standard_error']:.2f} ({run['num_samples']} samples{measured}) "
-        f"| {signed(run['elbo'])} | {sizes} | [{run['name']}]({folder}/{run['name']}.json) |"
+        f"| {signed(run['elbo'])} | {sizes} | [{name}]({folder}/{name}.json) |"
     )
 
 
@@ -138,8 +154,9 @@ def render_results(page: str) -> str:
     # A page of the book does not have the folder beside it.
     folder = "results" if page == "README.md" else f"{contents.repository()}/blob/main/results"
     runs = sorted(map(expected_on_all, measured_runs()), key=lambda run: -run["nats"])
+    wider = measured_runs(wider=True)
     tables = {PUBLISHED_ON: []}
-    for run in runs:
+    for run in runs + wider:
         tables.setdefault((run["data"], run["split"], run["images"]), []).append(run)
     seen, below = [], []
     for (data, split, images), own in tables.items():
@@ -157,13 +174,15 @@ def render_results(page: str) -> str:
             seen.append(text)
         else:
             below.append(folded(f"Figures on {images:,} images of {data}", text, page))
+    if wider:
+        seen.append(WIDER.format(trust=" and ".join(f"{trust:g}" for trust in sorted(set(map(trust_of, wider))))))
     if notes := [note_on_expected(run) for run in runs if "measured" in run]:
         seen.append(EXPECTED)
         below.append(folded("How each expected figure was made", "\n\n".join(notes), page))
     if note := note_on_choice(runs):
         seen.append(note)
-    if rounded := [f"`{run['name']}`" for run in runs if run["evaluation"]["precision"] != "float32"]:
-        seen.append(f"Evaluated in 16 bits, all others in 32: {', '.join(rounded)}.")
+    if rounded := [f"`{run['name']}`" for run in runs + wider if run["evaluation"]["precision"] != "float32"]:
+        seen.append(f"Evaluated in 16 bits, all others in 32: {', '.join(dict.fromkeys(rounded))}.")
     if runs:
         head = ["| weights | training, with that of the encoder they began with | machines |", "|---|---|---|"]
         below.append(folded("How ours were trained", "\n".join([*head, *map(training_row, runs)]), page))

@@ -40,9 +40,20 @@ def sizes_of(decoder: int, prior: int) -> str:
     return f"{decoder:,} + {prior:,}" if prior else f"{decoder:,}"
 
 
-def measured_runs() -> list[dict]:
-    """The results of all models, by the names of their files."""
-    return [result for result in results("*") if "nats" in result]  # benchmarks have none
+def trust_of(run: dict) -> float:
+    """The trust of the proposals that a result drew its latents from; 1 stands for the posterior itself."""
+    return run["evaluation"].get("trust", 1.0)
+
+
+def measured_runs(wider: bool = False) -> list[dict]:
+    """The results of all models, by the names of their files: drawn from the posterior, or from wider proposals."""
+    runs = [result for result in results("*") if "nats" in result]  # benchmarks have none
+    return [run for run in runs if (trust_of(run) < 1) == wider]
+
+
+def wider_name(run: dict) -> str:
+    """The name of the file in `results/` for a result from wider proposals."""
+    return f"{run['name']}-trust-{trust_of(run):g}"
 
 
 def expected_on_all(run: dict) -> dict:

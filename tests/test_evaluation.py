@@ -18,7 +18,7 @@ from safetensors import safe_open
 from test_vae import RoughEncoder, exact  # noqa: F401 - a fixture
 
 import vnca
-from vnca import evaluation, files, pretrained
+from vnca import data, evaluation, files, pretrained
 from vnca.__main__ import main
 from vnca.seeds import seed_of
 from vnca.vae import ModelConfig, build
@@ -463,6 +463,7 @@ def values_in(kept):
         ({"limit": 21}, "images is 20 there, 21 now"),
         ({"seed": 1}, "seed is 0 there, 1 now"),
         ({"bfloat16": True}, "precision is 'float32' there, 'bfloat16 autocast' now"),
+        ({"trust": 0.5}, "trust is 1.0 there, 0.5 now"),
     ],
 )
 def test_what_is_kept_of_another_evaluation_is_refused(change, message, weights, tmp_path, monkeypatch):
@@ -563,6 +564,7 @@ def test_a_result_is_replaced_by_that_of_another_evaluation_only_when_told(weigh
         ([weights, "--against", others, "--seed", "3"], "seed is 0 there, 3 now"),
         ([weights, "--against", others, "--num-samples", "5"], "num_samples is 4 there, 5 now"),
         ([weights, "--against", others, "--limit", "8"], "images is 9 there, 8 now"),
+        ([weights, "--against", others, "--trust", "0.5"], "trust is 1.0 there, 0.5 now"),
     ):
         capsys.readouterr()
         assert main([*command, *arguments]) == 2
@@ -572,6 +574,46 @@ def test_a_result_is_replaced_by_that_of_another_evaluation_only_when_told(weigh
     assert main([*command, weights, "--overwrite"]) == 0
     assert main([*command, weights, "--against", others]) == 0, "and a comparison added"
     assert "against" in json.loads(out.read_text())
+
+
+def test_results_of_before_there_were_wider_proposals_drew_from_the_posterior(weights, tmp_path):
+    out = tmp_path / "result.json"
+    older = evaluation.evaluate(weights, 4, 9)
+    del older["evaluation"]["trust"]
+    out.write_text(json.dumps(older))
+    with pytest.raises(ValueError, match=r"trust is 1\.0 there, 0\.5 now"):
+        evaluation.evaluate(weights, 4, 9, trust=0.5, out=out)
+    assert figures(evaluation.evaluate(weights, 4, 9, out=out)) == figures(evaluation.evaluate(weights, 4, 9))
+
+
+def test_an_evaluation_from_wider_proposals_says_so(weights, model, tmp_path, capsys):
+    out = tmp_path / "result.json"
+    assert main(["evaluate", "--weights", weights, "--limit", "9", "--trust", "0.5", "--out", str(out)]) == 0
+    assert "nats (128 importance samples from wider proposals, trust 0.5), ELBO" in capsys.readouterr().out
+    result = json.loads(out.read_text())
+    images = evaluation.choose(data.binarize(data.load("digits", "test").tensors[0]), 9)
+    expected = evaluation.bounds(model, images, trust=0.5)
+    assert (result["nats"], result["elbo"], result["evaluation"]["trust"]) == (expected.nats, expected.elbo, 0.5)
+    assert main(["evaluate", "--weights", weights, "--limit", "9", "--trust", "2"]) == 2
+    assert "trust is above 0 and at most 1, not 2.0" in capsys.readouterr().err
+
+
+def test_the_bounds_of_each_image_are_written_where_they_are_asked_for(weights, tmp_path, capsys):
+    each = tmp_path / "each.safetensors"
+    command = ["evaluate", "--weights", weights, "--limit", "9", "--num-samples", "4", "--per-image", str(each)]
+    assert main([*command, "--out", str(tmp_path / "result.json")]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    with safe_open(each, framework="pt") as file:
+        elbos, iwaes = file.get_tensor("elbos"), file.get_tensor("iwaes")
+        identity = json.loads(file.metadata()["evaluation"])
+    assert len(elbos) == len(iwaes) == 9
+    assert iwaes.mean().item() == pytest.approx(result["nats"]) and elbos.mean().item() == pytest.approx(result["elbo"])
+    assert identity["weights"] == result["evaluation"]["weights"] and identity["num_samples"] == 4
+    capsys.readouterr()
+    assert main([*command, "--out", str(each)]) == 2
+    assert "is the file of --out, too; give two names" in capsys.readouterr().err
+    assert main([*command[:-1], str(tmp_path)]) == 2
+    assert "--per-image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\xff", b"{}", b"[]", b'{"evaluation": 5}', b""])

@@ -87,6 +87,26 @@ def test_results_and_published_figures_stand_in_one_order_best_on_top(results):
     assert trained == "| `doubling-mnist` | 100,000 updates, 61 min | one H200 |" and "`worse`" in trained_worse
 
 
+def test_a_model_evaluated_from_wider_proposals_has_a_second_row(results, tmp_path):
+    results()
+    assert "wider" not in results_table.render_results("README.md")
+    evaluation = {"precision": "bfloat16 autocast", "trust": 0.7}
+    text = json.dumps(RUN | {"nats": -84.1, "evaluation": evaluation})
+    (tmp_path / "results" / "doubling-mnist-trust-0.7.json").write_text(text)
+    text = results_table.render_results("README.md")
+    rows = rows_of(text)
+    own = [row for row in rows if row.startswith("| **doubling VNCA**")]
+    assert own == [
+        "| **doubling VNCA**, *wider proposals* | **−84.10** ± 0.22 (128 samples) | −88.10 | 1,182,208 "
+        "| [doubling-mnist-trust-0.7](results/doubling-mnist-trust-0.7.json) |",
+        "| **doubling VNCA** | **−84.57** ± 0.22 (128 samples) | −88.10 | 1,182,208 "
+        "| [doubling-mnist](results/doubling-mnist.json) |",
+    ]
+    assert rows.index(own[0]) < rows.index(own[1]) - 1, "those of the paper lie between them"
+    assert results_table.WIDER.format(trust=0.7) in text and "all others in 32: `doubling-mnist`." in text
+    assert text.count("| `doubling-mnist` |") == 1, "it was trained once"
+
+
 def test_figures_on_some_images_have_a_table_of_their_own(results, tmp_path):
     results(name="conv-mnist", model="conv", nats=-86.45)
     results(name="brief", images=1000, nats=-86.0)

@@ -60,20 +60,25 @@ def _train(options: argparse.Namespace) -> None:
     )
 
 
-def _require_writable(path: Path, *weights: str) -> None:
+def _require_writable(path: Path, *weights: str, option: str = "--out") -> None:
     """Refuse, before the work begins, a file that could not be written after it, or that belongs to the weights."""
     if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(f"--out {path} is a folder or lies in one that does not exist; give a file's name")
+        raise ValueError(f"{option} {path} is a folder or lies in one that does not exist; give a file's name")
     if path.exists() and not path.is_file():
-        raise ValueError(f"--out {path} is a device or a pipe, which cannot be replaced; give a file's name")
+        raise ValueError(f"{option} {path} is a device or a pipe, which cannot be replaced; give a file's name")
     folders = [pretrained.find(each).resolve() for each in weights]
     if files.resolved(path).parent in folders and path.name in training.FILES:
-        raise ValueError(f"--out {path} would replace a file of the weights; give another name")
+        raise ValueError(f"{option} {path} would replace a file of the weights; give another name")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    if options.out is not None:
-        _require_writable(options.out, *[each for each in (options.weights, options.against) if each is not None])
+    read = [each for each in (options.weights, options.against) if each is not None]
+    for name, path in (("--out", options.out), ("--per-image", options.per_image)):
+        if path is not None:
+            _require_writable(path, *read, option=name)
+    paths = [files.resolved(path) for path in (options.out, options.per_image) if path is not None]
+    if len(paths) > len(set(paths)):
+        raise ValueError(f"--per-image {options.per_image} is the file of --out, too; give two names")
     with tqdm(disable=None, unit=" samples", unit_scale=True, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -87,9 +92,11 @@ def _evaluate(options: argparse.Namespace) -> None:
                 options.num_samples,
                 options.limit,
                 options.seed,
+                trust=options.trust,
                 bfloat16=options.bfloat16,
                 against=options.against,
                 out=options.out,
+                per_image=options.per_image,
                 overwrite=options.overwrite,
                 progress=progress,
             )
@@ -98,9 +105,10 @@ def _evaluate(options: argparse.Namespace) -> None:
             kept = "the same call goes on from here" if options.out is not None else "with --out it could go on"
             print(f"stopped; {kept}")
             raise
+    wider = "" if options.trust == 1 else f" from wider proposals, trust {options.trust:g}"
     print(
         f"{result['name']}, {result['data']} {result['split']}: {result['nats']:.2f} ± {result['standard_error']:.2f} "
-        f"nats ({result['num_samples']} importance samples), ELBO {result['elbo']:.2f} "
+        f"nats ({result['num_samples']} importance samples{wider}), ELBO {result['elbo']:.2f} "
         f"± {result['elbo_standard_error']:.2f}, on {result['images']:,} images"
     )
     if other := result.get("against"):
@@ -217,15 +225,19 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--bfloat16", action="store_true", help="up to twice as fast, where the machine has it; changes the figures"
     )
+    command.add_argument(
+        "--trust", type=float, default=1.0, help="below 1, draw from proposals wider than the posterior (default: 1)"
+    )
     command.add_argument("--against", help="evaluate these weights on the same images, too, for the difference")
     command.add_argument(
         "--out", type=Path, help="write the result to this JSON file; an evaluation that was cut goes on from beside it"
     )
+    command.add_argument("--per-image", type=Path, help="write the bounds of each image to this safetensors file")
     command.add_argument(
         "--overwrite",
         action="store_true",
         help="start anew, whatever is kept beside --out; replace --out, whatever it is (else only a result of the same "
-        "weights, images, samples, seed and precision is replaced)",
+        "weights, images, samples, seed, trust and precision is replaced)",
     )
     command.set_defaults(run=_evaluate)
 

@@ -385,9 +385,11 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     *,
+    trust: float = 1.0,
     bfloat16: bool = False,
     against: str | None = None,
     out: str | os.PathLike | None = None,
+    per_image: str | os.PathLike | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
@@ -400,6 +402,7 @@ def evaluate(
         num_samples: importance samples an image.
         limit: evaluate on this many images, drawn at random, instead of all.
         seed: of the noise of the samples. The images of a limit do not depend on it.
+        trust: as for `bounds`; less than 1 draws from wider proposals.
         bfloat16: multiply in bfloat16. It takes half to two thirds of the time and changes the figures a little.
         against: other weights, to be evaluated on the same images. The difference of two models, image by image, is
             much surer than their two standard errors suggest, because most of those is the images' own. Where only
@@ -407,8 +410,9 @@ def evaluate(
         out: a JSON file for the result. What is done is kept beside it until then, in a file of the same name with
             `.part.safetensors` added, and an evaluation that was cut goes on from there when it is called again.
             What is done of `against` is kept in a second one, `.against.part.safetensors`.
+        per_image: a safetensors file for the bounds of each image in order, `elbos` and `iwaes` `(N,)`, float32.
         overwrite: start anew, whatever is kept, and replace whatever `out` is. Without it only a result of the same
-            weights, images, samples, seed and precision is replaced.
+            weights, images, samples, seed, trust and precision is replaced.
         progress: called with the number of samples done and of all samples.
 
     Returns:
@@ -422,7 +426,7 @@ def evaluate(
             is kept beside `out` is of another evaluation, `out` is another result or no result, or the machine has no
             bfloat16.
         vnca.data.DataError: if the data cannot be had.
-        OSError: if `out` cannot be written.
+        OSError: if `out` or `per_image` cannot be written.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"the seed is a whole number from 0 to {2**32 - 1}, not {seed}")
@@ -442,6 +446,7 @@ def evaluate(
         "pixels": digest([images.bool()]),
         "num_samples": num_samples,
         "seed": seed,
+        "trust": trust,
         "precision": "bfloat16 autocast" if bfloat16 else "float32",
         "machine": hardware.machine(device),
         "units": [UNIT, ELBO_IMAGES],
@@ -459,17 +464,21 @@ def evaluate(
             images,
             num_samples,
             seed,
+            trust=trust,
             bfloat16=bfloat16,
             kept=kept[number] if kept else None,
             decoded=decoded,
             progress=progress and _as_part(progress, number, len(models)),
         )
         found.append(measured)
-    evaluation = {key: common[key] for key in ("machine", "precision", "seed")}
+    evaluation = {key: common[key] for key in ("machine", "precision", "seed", "trust")}
     evaluation |= {"weights": weights_of[0], "commit": hardware.commit()}
     result = _record(folders[0], models[0], found[0], evaluation)
     if against is not None:
         result["against"] = {"name": folders[1].resolve().name} | _differences(*found)
+    if per_image is not None:
+        bounds_of = {"elbos": found[0].elbos.float(), "iwaes": found[0].iwaes.float()}
+        files.write_tensors(per_image, bounds_of, {"evaluation": json.dumps(identities[0])})
     if out is not None:
         files.write_json(out, result)
     for each in kept:
@@ -483,12 +492,13 @@ def _require_replaceable(out: Path, identity: dict, against: str | None) -> None
         return
     try:
         result = json.loads(out.read_text(encoding="utf-8"))
-        theirs = {**result["evaluation"], **result, "model": result["config"]["model"]}
+        # Older results do not name a trust: they drew from the posterior itself.
+        theirs = {"trust": 1.0, **result["evaluation"], **result, "model": result["config"]["model"]}
         # What was compared is not to be lost; a comparison may be added.
         compared = {"against": result["against"]["name"]} if "against" in result else {}
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{out} is no result of an evaluation: give another name, or add --overwrite") from None
-    names = ("weights", "model", "data", "images", "num_samples", "seed", "precision")
+    names = ("weights", "model", "data", "images", "num_samples", "seed", "trust", "precision")
     there, now = ({name: settings.get(name) for name in names} for settings in (theirs, identity))
     if found := differences(there | compared, now | ({"against": against} if compared else {})):
         raise ValueError(

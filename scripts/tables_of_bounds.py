@@ -4,7 +4,7 @@ import statistics
 
 import contents
 from contents import result, signed
-from runs import measured_runs
+from runs import measured_runs, trust_of
 
 LOGGED_AT_THE_END = 40  # records of a log, of 20 batches each: their learning rate is nearly zero
 
@@ -42,12 +42,17 @@ def render_proposals() -> str:
     ((chosen_with, train_images),) = {(row["model"], row["images"]) for row in rows["train"]}
     (trust,) = {row["trust"] for row in rows["test"]}
 
-    on_all = {run["name"]: run["nats"] for run in measured_runs() if run["images"] == 10_000}
+    on_all, measured = (
+        {run["name"]: run["nats"] for run in some if run["images"] == 10_000 and trust_of(run) in (1, trust)}
+        for some in (measured_runs(), measured_runs(wider=True))
+    )
 
     def gain(row: dict) -> str:
         return f"{signed(row['gain'][0])} ± {row['gain'][1]:.2f}"
 
-    def expected(row: dict) -> str:
+    def of_all(row: dict) -> str:
+        if row["model"] in measured:
+            return f"**{signed(measured[row['model']])}**"
         return signed(on_all[row["model"]] + row["gain"][0]) if row["model"] in on_all else ""
 
     tried = sorted(rows["train"], key=lambda row: -row["trust"])
@@ -64,16 +69,17 @@ def render_proposals() -> str:
             f"And what models gain on test images with a trust of {trust:g}:",
             "",
             "| model | test images | drawn from the posterior | from the wider one | gain, image by image "
-            "| expected on all 10,000 |",
+            "| on all 10,000 |",
             "|---|---|---|---|---|---|",
             *(
                 f"| `{row['model']}` | {row['images']:,} | {signed(row['nats'])} | {signed(row['nats_wider'])} "
-                f"| {gain(row)} | {expected(row)} |"
+                f"| {gain(row)} | {of_all(row)} |"
                 for row in models
             ),
             "",
             "Models were measured on different numbers of images, so compare the gains and not the bounds. The last "
-            "column is the bound of the table of results, where it is of all test images, plus the gain. "
+            f"column is {'what was measured, if in bold; else ' if measured else ''}"
+            "what can be expected: the bound of the table of results, where it is of all test images, plus the gain. "
             f"`{found['data']}`, {found['num_samples']} samples; {'; '.join(with_precision)}.",
         ]
     )

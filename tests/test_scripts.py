@@ -311,6 +311,11 @@ def test_the_table_of_proposals_shows_how_the_trust_was_chosen_and_what_it_bring
         "| `small` | 1,000 | −86.00 | −85.50 | 0.50 ± 0.10 |  |",
     ]
     assert text[-1].endswith("`binarized-mnist`, 128 samples; two cores, bfloat16; two cores, float32.")
+    assert "bold" not in text[-1]
+    wider = RUN | {"name": "large", "nats": -87.2, "evaluation": {"precision": "float32", "trust": 0.8}}
+    (tmp_path / "results" / "large-trust-0.8.json").write_text(json.dumps(wider))
+    text = tables_of_bounds.render_proposals().splitlines()
+    assert text[10].endswith("| 0.75 ± 0.20 | **−87.20** |") and "what was measured, if in bold" in text[-1]
 
 
 def pretrained(*pattern: str) -> list:

@@ -150,6 +150,19 @@ def test_page_fits_a_phone(visit, scheme):
     assert width <= PHONE["width"], f"the page is {width} pixels wide, among the causes: {wide}"
 
 
+def test_a_click_on_the_title_of_a_solution_opens_it(visit):
+    title = visit.locator(".solution.dropdown > .admonition-title").first
+    if title.count() == 0:
+        pytest.skip("there is no solution on the page")
+    words, solution, address = title.locator("a").first, title.locator(".."), visit.url
+    words.scroll_into_view_if_needed()
+    box = words.bounding_box()
+    for hidden in (False, True):
+        visit.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        assert ("toggle-hidden" in solution.get_attribute("class")) is hidden
+    assert visit.url == address, "and leads nowhere"
+
+
 def test_page_shows_no_error_no_warning_and_no_dead_widget(visit):
     assert visit.locator(".output.traceback, .output.stderr").all_text_contents() == []
     assert visit.locator("script[type='application/vnd.jupyter.widget-view+json']").count() == 0

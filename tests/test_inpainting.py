@@ -176,6 +176,27 @@ def test_proposals_have_the_density_that_they_are_drawn_from(known):
     assert torch.allclose(mass, inside, atol=0.03)
 
 
+@torch.no_grad()
+def test_only_networks_work_in_16_bits():
+    model = vnca.load("conv-mnist-small")
+    x, observed = model.sample(3, seeded()).round(), masks.left_half(3)
+    search = posterior.prepare(model, seeded())
+    task = posterior.Task.of(model, x, observed)
+    mixture, z = posterior.fit(task, search, seeded()), torch.randn(20, 3, model.latent_size, generator=seeded(1))
+    logits = posterior.decode(model, z)
+    jacobian = torch.randn(3, 784, 5, generator=seeded(2))
+
+    def densities():
+        root = posterior._root(task, logits[0], jacobian)
+        return [mixture.log_prob(z), task.log_joint(z, logits), root, task.suiting(search.logits, 9)]
+
+    plain = densities()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for expected, found in zip(plain, densities(), strict=True):
+            assert found.dtype == torch.float32 and torch.equal(expected, found)
+        assert not torch.equal(posterior.decode(model, z), logits), "while these do"
+
+
 def test_the_conditional_log_likelihood_meets_quadrature(known):
     ours = evidence.conditional_log_likelihood(known.model, known.x, known.observed, 4000, seeded())
     torch.testing.assert_close(ours, known.log_whole - known.log_observed, atol=0.1, rtol=0)

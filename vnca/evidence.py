@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vnca.inpainting import GROUP, ITERATIONS, chains_of
 from vnca.posterior import Search, Task, decode, fit, prepare, require_task, weighted
+from vnca.priors import without_autocast
 from vnca.vae import VAE
 
 
@@ -136,7 +137,8 @@ def _evidence(
     _, logits, log_weights = weighted(task, mixture, num_samples, generator)  # (K, B, 784), (K, B)
     estimate = log_weights.logsumexp(dim=0) - math.log(num_samples)
     if drawn is None and chains == 0:
-        mean = torch.einsum("kb,kbp->bp", log_weights.softmax(dim=0), logits.sigmoid())
+        with without_autocast(logits):
+            mean = torch.einsum("kb,kbp->bp", log_weights.softmax(dim=0), logits.sigmoid())
         return estimate, torch.full_like(estimate, math.inf), torch.where(task.observed, task.x, mean)
     if drawn is None:
         z, logits, mean = chains_of(task, mixture, chains, iterations, generator)  # from other latents than the K

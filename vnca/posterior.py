@@ -21,7 +21,7 @@ from torch.distributions import Normal
 
 from vnca.checks import require_tensor
 from vnca.decoders import IMAGE_SIZE
-from vnca.priors import gaussian_kl, standard_normal
+from vnca.priors import gaussian_kl, standard_normal, without_autocast
 from vnca.vae import CHUNK_SIZE, VAE, at_least_float32, encode_in_chunks, require_pixels
 
 PIXELS = IMAGE_SIZE**2
@@ -80,7 +80,8 @@ class Task:
     def suiting(self, logits: Tensor, count: int) -> Tensor:
         """Of logits `(P, 784)` those that suit the observed pixels best, the best first: `(count, B, 784)`."""
         mask = self.observed.to(self.x.dtype)
-        scores = (self.x * mask) @ logits.T - mask @ F.softplus(logits).T  # log p(x_o | z), (B, P)
+        with without_autocast(logits):
+            scores = (self.x * mask) @ logits.T - mask @ F.softplus(logits).T  # log p(x_o | z), (B, P)
         return logits[scores.topk(count, dim=1).indices.T]
 
 
@@ -182,7 +183,8 @@ class Mixture:
     def log_gaussian(self, component: int, z: Tensor) -> Tensor:
         """Log density of one Gaussian at latents `(K, B, D)`: `(K, B)`."""
         root = self.root[component]
-        whitened = torch.einsum("bji,kbj->kbi", root, z - self.mean[component])
+        with without_autocast(z):
+            whitened = torch.einsum("bji,kbj->kbi", root, z - self.mean[component])
         return log_normal(whitened, 0, 1) + root.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
 
 
@@ -240,7 +242,8 @@ def _laplace(task: Task, z: Tensor, difference: Tensor, directions: Tensor) -> t
     jacobian = _jacobian(task.model, z, logits, difference, directions)  # (N, 784, D)
     for _ in range(MOVES):
         error = torch.where(task.observed, task.x - logits.sigmoid(), 0)
-        gradient = torch.einsum("npd,np->nd", jacobian, error) - z
+        with without_autocast(z):
+            gradient = torch.einsum("npd,np->nd", jacobian, error) - z
         move = torch.cholesky_solve(gradient[..., None], _root(task, logits, jacobian))[..., 0]
         tried = torch.stack([z, z + move, z + 0.3 * move])  # (3, N, D)
         tried_logits = torch.cat([logits[None], decode(task.model, tried[1:])])
@@ -254,7 +257,8 @@ def _root(task: Task, logits: Tensor, jacobian: Tensor) -> Tensor:
     p = logits.sigmoid()
     weight = torch.where(task.observed, p * (1 - p), 0)
     eye = torch.eye(jacobian.shape[-1], dtype=jacobian.dtype, device=jacobian.device)
-    return torch.linalg.cholesky(eye + torch.einsum("npd,np,npe->nde", jacobian, weight, jacobian))
+    with without_autocast(logits):
+        return torch.linalg.cholesky(eye + torch.einsum("npd,np,npe->nde", jacobian, weight, jacobian))
 
 
 def _jacobian(model: VAE, z: Tensor, logits: Tensor, difference: Tensor, directions: Tensor) -> Tensor:

@@ -35,6 +35,14 @@ def at_least_float32(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
 
 
+def without_autocast(like: Tensor) -> torch.autocast:
+    """A block whose products are made in the type of their factors, whatever the autocast around it.
+
+    In 16 bits log densities would be off by whole nats. Networks alone are to be faster there.
+    """
+    return torch.autocast(like.device.type, enabled=False)
+
+
 def gaussian_kl(mean: Tensor, log_scale: Tensor) -> Tensor:
     """KL divergence from the standard normal, in nats: `(B, D)`, `(B, D)` -> `(B,)`.
 
@@ -125,7 +133,7 @@ class MixturePrior(_Mixture):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of latents: `(..., D)` -> `(...)` nats."""
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z):
             z, mean, log_scale, log_share = map(at_least_float32, (z, self.mean, self.log_scale, self.log_share))
             precision = (-2 * log_scale).exp()  # (C, D)
             # (z - m)² p, multiplied out: matrix products instead of all differences, which would be (..., C, D).
@@ -206,7 +214,7 @@ class CorrelatedMixturePrior(_Mixture):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of latents: `(..., D)` -> `(...)` nats."""
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z):
             z = at_least_float32(z)
             used = z.index_select(-1, self.used)  # (..., A)
             normal = StandardNormal().log_prob

@@ -598,22 +598,106 @@ def test_an_evaluation_from_wider_proposals_says_so(weights, model, tmp_path, ca
     assert "trust is above 0 and at most 1, not 2.0" in capsys.readouterr().err
 
 
-def test_the_bounds_of_each_image_are_written_where_they_are_asked_for(weights, tmp_path, capsys):
+def test_the_bounds_of_each_image_are_written_where_they_are_asked_for(weights, others, tmp_path, capsys):
     each = tmp_path / "each.safetensors"
     command = ["evaluate", "--weights", weights, "--limit", "9", "--num-samples", "4", "--per-image", str(each)]
-    assert main([*command, "--out", str(tmp_path / "result.json")]) == 0
+    assert main([*command, "--out", str(tmp_path / "result.json"), "--against", others]) == 0
+    assert f"written to {each}" in capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     with safe_open(each, framework="pt") as file:
-        elbos, iwaes = file.get_tensor("elbos"), file.get_tensor("iwaes")
+        indices, elbos, iwaes = (file.get_tensor(name) for name in ("indices", "elbos", "iwaes"))
         identity = json.loads(file.metadata()["evaluation"])
-    assert len(elbos) == len(iwaes) == 9
     assert iwaes.mean().item() == pytest.approx(result["nats"]) and elbos.mean().item() == pytest.approx(result["elbo"])
     assert identity["weights"] == result["evaluation"]["weights"] and identity["num_samples"] == 4
-    capsys.readouterr()
-    assert main([*command, "--out", str(each)]) == 2
-    assert "is the file of --out, too; give two names" in capsys.readouterr().err
-    assert main([*command[:-1], str(tmp_path)]) == 2
-    assert "--per-image" in capsys.readouterr().err
+    images = data.binarize(data.load("digits", "test").tensors[0])
+    assert torch.equal(images[indices], evaluation.choose(images, 9)) and len(indices) == len(elbos) == len(iwaes) == 9
+    assert main(command) == 0, "bounds are replaced by bounds"
+
+
+def test_no_other_file_is_replaced_by_the_bounds_of_each_image(weights, tmp_path, capsys):
+    picture, folder = tmp_path / "picture.safetensors", Path(weights)
+    picture.write_bytes(b"\x89PNG")
+    config = (folder / "config.json").read_bytes()
+    command = [
+        "evaluate",
+        "--weights",
+        weights,
+        "--limit",
+        "9",
+        "--num-samples",
+        "4",
+        "--out",
+        str(tmp_path / "r.json"),
+    ]
+    for path, reason in (
+        (tmp_path / "r.json", "is the file of --out, too; give two names"),
+        (tmp_path / "r.json.part.safetensors", "go into a file NAME.safetensors (not .part), not into"),
+        (folder / "config.json", "would replace a file of the weights"),
+        (folder / "model.safetensors", "would replace a file of the weights"),
+        (tmp_path / "bounds.json", "go into a file NAME.safetensors (not .part), not into"),
+        (picture, "holds no bounds: give another name, or add --overwrite"),
+        (tmp_path, "--per-image"),
+    ):
+        assert main([*command, "--per-image", str(path)]) == 2
+        assert reason in (error := capsys.readouterr().err) and error.count("\n") == 1
+    assert (folder / "config.json").read_bytes() == config and not (tmp_path / "r.json").exists()
+    with pytest.raises(ValueError, match="NAME.safetensors"):
+        evaluation.evaluate(weights, 4, 9, per_image=folder / "config.json")
+    progress = []
+    with pytest.raises(OSError, match="nowhere"):
+        evaluation.evaluate(
+            weights, 4, 9, per_image="nowhere/b.safetensors", progress=lambda *call: progress.append(call)
+        )
+    assert not progress, "it is known before the work begins"
+    assert main([*command, "--per-image", str(picture), "--overwrite"]) == 0
+    with safe_open(picture, framework="pt") as file:
+        assert len(file.get_tensor("iwaes")) == 9
+
+
+def test_what_was_kept_before_there_were_wider_proposals_is_gone_on_with(weights, tmp_path, monkeypatch):
+    out, kept = tmp_path / "result.json", tmp_path / "result.json.part.safetensors"
+    with monkeypatch.context() as patch:
+        cut_after(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.evaluate(weights, 100, 20, out=out)
+    with safe_open(kept, framework="pt") as file:
+        values, saved = file.get_tensor("values"), json.loads(file.metadata()["evaluation"])
+    del saved["identity"]["trust"]
+    files.write_tensors(kept, {"values": values}, {"evaluation": json.dumps(saved)})
+    with pytest.raises(ValueError, match=r"trust is 1\.0 there, 0\.5 now"):
+        evaluation.evaluate(weights, 100, 20, trust=0.5, out=out)
+    calls = []
+    evaluation.evaluate(weights, 100, 20, out=out, progress=lambda *call: calls.append(call))
+    assert calls[0][0] > 0, "what was done is not done again"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"trust": 2.0}, {"num_samples": 0}, {"limit": 1}, {"num_samples": 4.5}, {"seed": 0.5}]
+)
+def test_wrong_settings_cost_nothing_that_was_kept(wrong, weights, tmp_path, monkeypatch):
+    out, kept = tmp_path / "result.json", tmp_path / "result.json.part.safetensors"
+    with monkeypatch.context() as patch:
+        cut_after(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.evaluate(weights, 100, 20, out=out)
+    before = kept.read_bytes()
+    with pytest.raises(ValueError, match=next(iter(wrong)) if "limit" not in wrong else "at least 2 images"):
+        evaluation.evaluate(weights, **{"num_samples": 100, "limit": 20} | wrong, out=out, overwrite=True)
+    assert kept.read_bytes() == before
+
+
+def test_an_evaluation_that_replaces_another_and_was_cut_goes_on_without_being_told_again(
+    weights, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "result.json"
+    command = ["evaluate", "--weights", weights, "--limit", "20", "--num-samples", "100", "--out", str(out)]
+    assert main([*command, "--seed", "3"]) == 0
+    with monkeypatch.context() as patch:
+        cut_after(patch, 5)
+        assert main([*command, "--overwrite"]) == 1
+    assert "stopped; the same call without --overwrite goes on from here" in capsys.readouterr().out
+    assert main(command) == 0
+    assert figures(json.loads(out.read_text())) == figures(evaluation.evaluate(weights, 100, 20))
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\xff", b"{}", b"[]", b'{"evaluation": 5}', b""])

@@ -73,11 +73,11 @@ def _require_writable(path: Path, *weights: str, option: str = "--out") -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     read = [each for each in (options.weights, options.against) if each is not None]
-    for name, path in (("--out", options.out), ("--per-image", options.per_image)):
-        if path is not None:
-            _require_writable(path, *read, option=name)
-    paths = [files.resolved(path) for path in (options.out, options.per_image) if path is not None]
-    if len(paths) > len(set(paths)):
+    paths = {"--out": options.out, "--per-image": options.per_image}
+    paths = {option: path for option, path in paths.items() if path is not None}
+    for option, path in paths.items():
+        _require_writable(path, *read, option=option)
+    if len(set(map(files.resolved, paths.values()))) < len(paths):
         raise ValueError(f"--per-image {options.per_image} is the file of --out, too; give two names")
     with tqdm(disable=None, unit=" samples", unit_scale=True, leave=False) as bar:
 
@@ -102,7 +102,9 @@ def _evaluate(options: argparse.Namespace) -> None:
             )
         except KeyboardInterrupt:
             bar.close()
-            kept = "the same call goes on from here" if options.out is not None else "with --out it could go on"
+            kept = "with --out it could go on"
+            if options.out is not None:
+                kept = f"the same call{' without --overwrite' if options.overwrite else ''} goes on from here"
             print(f"stopped; {kept}")
             raise
     wider = "" if options.trust == 1 else f" from wider proposals, trust {options.trust:g}"
@@ -117,8 +119,8 @@ def _evaluate(options: argparse.Namespace) -> None:
             f"{other['elbo_difference']:+.2f} ± {other['elbo_difference_standard_error']:.2f}, against {other['name']} "
             "on the same images"
         )
-    if options.out is not None:
-        print(f"written to {options.out}")
+    for path in paths.values():
+        print(f"written to {path}")
 
 
 def _generator(options: argparse.Namespace) -> torch.Generator:
@@ -232,7 +234,11 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--out", type=Path, help="write the result to this JSON file; an evaluation that was cut goes on from beside it"
     )
-    command.add_argument("--per-image", type=Path, help="write the bounds of each image to this safetensors file")
+    command.add_argument(
+        "--per-image",
+        type=Path,
+        help="write the bounds of each image to this safetensors file, without those of --against",
+    )
     command.add_argument(
         "--overwrite",
         action="store_true",

@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from vnca import data, files, hardware, pretrained
-from vnca.checks import differences
+from vnca.checks import differences, whole
 from vnca.seeds import seed_of
 from vnca.vae import VAE, ModelConfig, bernoulli_log_likelihood, encode_in_chunks, require_pixels
 
@@ -167,7 +168,8 @@ class Kept:
                 theirs, seconds = dict(saved["identity"]), float(saved["seconds"])
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path} cannot be read ({error}); start anew with --overwrite") from None
-        if found := differences(theirs, self.identity):
+        # Before there were wider proposals, nothing said that the posterior itself was drawn from.
+        if found := differences({"trust": 1.0} | theirs, {"trust": 1.0} | self.identity):
             raise ValueError(
                 f"{self.path} is of another evaluation: {'; '.join(found)}. Repeat that one to go on with it, "
                 "or add --overwrite to start anew"
@@ -227,12 +229,7 @@ def bounds(
         ValueError: if there are fewer than two images, they have another shape or pixels outside [0, 1],
             `num_samples` is below 1, `trust` is not in (0, 1], or `kept` does not fit.
     """
-    if len(images) < 2:
-        raise ValueError(f"a mean with a standard error needs at least 2 images, not {len(images)}")
-    if num_samples < 1:
-        raise ValueError(f"num_samples is at least 1, not {num_samples}")
-    if not 0 < trust <= 1:
-        raise ValueError(f"trust is above 0 and at most 1, not {trust}")
+    num_samples, seed = _require_settings(len(images), num_samples, seed, trust)
     require_pixels(images)
     model.eval().to(memory_format=torch.channels_last)  # the same numbers, in less time
     device = next(model.parameters()).device
@@ -263,6 +260,18 @@ def bounds(
         progress(total, total)
     minutes = (spent + time.monotonic() - started) / 60
     return Bounds(*_combine(values, len(images), num_samples), num_samples, round(minutes, 2))
+
+
+def _require_settings(images: int, num_samples: int, seed: int, trust: float) -> list[int]:
+    """The number of samples and the seed as `int`; raises `ValueError` if a setting of `bounds` is out of range."""
+    num_samples, seed = whole(num_samples=num_samples, seed=seed)
+    if images < 2:
+        raise ValueError(f"a mean with a standard error needs at least 2 images, not {images}")
+    if num_samples < 1:
+        raise ValueError(f"num_samples is at least 1, not {num_samples}")
+    if not 0 < trust <= 1:
+        raise ValueError(f"trust is above 0 and at most 1, not {trust}")
+    return [num_samples, seed]
 
 
 def _pass_over(units: Iterator[_Unit], count: int) -> int:
@@ -370,9 +379,12 @@ def choose(images: Tensor, limit: int | None, seed: int = 0) -> Tensor:
     Drawn, and not the first ones, because files of binarized MNIST exist whose rows are sorted by digit.
 
     Raises:
-        ValueError: if `limit` is below 1.
+        ValueError: if `limit` is below 1 or no whole number.
     """
-    if limit is None or limit >= len(images):
+    if limit is None:
+        return images
+    (limit,) = whole(limit=limit)
+    if limit >= len(images):
         return images
     if limit < 1:
         raise ValueError(f"the limit is at least 1 image, not {limit}")
@@ -410,9 +422,10 @@ def evaluate(
         out: a JSON file for the result. What is done is kept beside it until then, in a file of the same name with
             `.part.safetensors` added, and an evaluation that was cut goes on from there when it is called again.
             What is done of `against` is kept in a second one, `.against.part.safetensors`.
-        per_image: a safetensors file for the bounds of each image in order, `elbos` and `iwaes` `(N,)`, float32.
-        overwrite: start anew, whatever is kept, and replace whatever `out` is. Without it only a result of the same
-            weights, images, samples, seed, trust and precision is replaced.
+        per_image: a safetensors file for the bounds of each image, `elbos` and `iwaes` `(N,)` in float32, and which
+            images of the split they are, `indices` `(N,)`. Of these weights alone, not of `against`.
+        overwrite: start anew, whatever is kept, and replace whatever `out` and `per_image` are. Without it only a
+            result of the same weights, images, samples, seed, trust and precision is replaced, and bounds by bounds.
         progress: called with the number of samples done and of all samples.
 
     Returns:
@@ -423,11 +436,12 @@ def evaluate(
 
     Raises:
         ValueError: if there are no such weights, a number is out of range, `against` was trained on other data, what
-            is kept beside `out` is of another evaluation, `out` is another result or no result, or the machine has no
-            bfloat16.
+            is kept beside `out` is of another evaluation, `out` is another result or no result, `per_image` is no file
+            for bounds, or the machine has no bfloat16.
         vnca.data.DataError: if the data cannot be had.
         OSError: if `out` or `per_image` cannot be written.
     """
+    (seed,) = whole(seed=seed)
     if not 0 <= seed < 2**32:
         raise ValueError(f"the seed is a whole number from 0 to {2**32 - 1}, not {seed}")
     folders = [pretrained.find(each) for each in (weights, against) if each is not None]
@@ -439,14 +453,17 @@ def evaluate(
     if bfloat16 and not hardware.has_bfloat16(device):
         raise ValueError(f"{hardware.machine(device)} does not multiply in bfloat16: evaluate in float32")
     models = [pretrained.load(folder) for folder in folders]
-    images = choose(data.binarize(data.load(names[0], "test").tensors[0]), limit)
+    images = data.binarize(data.load(names[0], "test").tensors[0])
+    indices = choose(torch.arange(len(images)), limit)
+    images = images[indices]
+    num_samples, _ = _require_settings(len(images), num_samples, seed, trust)
     common = {
         "data": names[0],
         "images": len(images),
         "pixels": digest([images.bool()]),
         "num_samples": num_samples,
         "seed": seed,
-        "trust": trust,
+        "trust": float(trust),
         "precision": "bfloat16 autocast" if bfloat16 else "float32",
         "machine": hardware.machine(device),
         "units": [UNIT, ELBO_IMAGES],
@@ -454,9 +471,12 @@ def evaluate(
     settings = [pretrained.read_config(folder)["model"] for folder in folders]
     weights_of = [digest(model.state_dict().values()) for model in models]
     identities = [{"weights": w, "model": s} | common for w, s in zip(weights_of, settings, strict=True)]
-    if out is not None and not overwrite:
-        _require_replaceable(Path(out), identities[0], None if against is None else folders[1].resolve().name)
+    if per_image is not None:
+        _require_file_for_bounds(Path(per_image), overwrite)
     kept = [] if out is None else _kept_beside(out, identities, overwrite)
+    begun = bool(kept) and bool(kept[0].load()[0])  # then `out` was asked about before, and not to be spared
+    if out is not None and not overwrite and not begun:
+        _require_replaceable(Path(out), identities[0], None if against is None else folders[1].resolve().name)
     found, decoded = [], {} if against is not None and _differ_in_prior_alone(folders, models) else None
     for number, model in enumerate(models):
         measured = bounds(
@@ -477,8 +497,8 @@ def evaluate(
     if against is not None:
         result["against"] = {"name": folders[1].resolve().name} | _differences(*found)
     if per_image is not None:
-        bounds_of = {"elbos": found[0].elbos.float(), "iwaes": found[0].iwaes.float()}
-        files.write_tensors(per_image, bounds_of, {"evaluation": json.dumps(identities[0])})
+        of_each = {"indices": indices, "elbos": found[0].elbos.float(), "iwaes": found[0].iwaes.float()}
+        files.write_tensors(per_image, of_each, {"evaluation": json.dumps(identities[0])})
     if out is not None:
         files.write_json(out, result)
     for each in kept:
@@ -504,6 +524,27 @@ def _require_replaceable(out: Path, identity: dict, against: str | None) -> None
         raise ValueError(
             f"{out} is the result of another evaluation: {'; '.join(found)}. Give another name, or add --overwrite"
         )
+
+
+def _require_file_for_bounds(path: Path, overwrite: bool) -> None:
+    """Raise, before the work begins, if the bounds of each image cannot be written there or would replace other things.
+
+    Raises:
+        ValueError: if the name is not one for bounds, or what is there are no bounds and `overwrite` does not allow it.
+        OSError: if the folder cannot be written.
+    """
+    if not path.name.endswith(".safetensors") or path.name.endswith(".part.safetensors"):
+        raise ValueError(f"the bounds of each image go into a file NAME.safetensors (not .part), not into {path}")
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
+    if path.exists() and not overwrite:
+        try:
+            with safe_open(path, framework="pt") as file:
+                bounds_are_there = {"elbos", "iwaes"} <= set(file.keys())
+        except (SafetensorError, OSError):
+            bounds_are_there = False
+        if not bounds_are_there:
+            raise ValueError(f"{path} holds no bounds: give another name, or add --overwrite")
 
 
 def _kept_beside(out: str | os.PathLike, identities: list[dict], overwrite: bool) -> list[Kept]:

@@ -650,6 +650,32 @@ def test_the_update_is_compiled_on_request(tmp_path, monkeypatch):
     assert [type(decoder).__name__ for decoder in calls] == ["DoublingDecoder"]
 
 
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_without_a_compiler_an_earlier_run_stays(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command_line, "PRESETS", {"quick": Preset(TINY, "tiny")})
+    training.train(TINY, tmp_path)
+    before = contents(tmp_path)
+    capsys.readouterr()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    assert main(["train", "--out", str(tmp_path), "--overwrite", "--compile"]) == 2
+    error = one_line_error(capsys)
+    assert "--compile failed" in error and "; train without it, or install a C++ compiler" in error
+    assert contents(tmp_path) == before
+
+
+def test_a_batch_larger_than_the_pool_costs_no_earlier_run(tmp_path):
+    training.train(REGROWING, tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="a batch of 1,100 images needs as many states of the pool, which has 1,024"):
+        training.train(replace(REGROWING, batch_size=1100), tmp_path, overwrite=True)
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize("option", ["--recompute", "--compile"])
 def test_what_is_for_cells_is_refused_for_other_decoders(option, tmp_path, capsys, monkeypatch):
     preset = Preset(replace(TINY, model=ModelConfig("conv", 4, 2, {"width": 1})), "no cells")

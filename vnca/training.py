@@ -26,7 +26,7 @@ from vnca import checkpoints, data, files, hardware, pretrained
 from vnca.checks import differences
 from vnca.decoders import CellDecoder, compile_update
 from vnca.metrics import Metrics
-from vnca.objectives import Terms, objective
+from vnca.objectives import PersistentElbo, Terms, objective
 from vnca.packing import PackedImages
 from vnca.pictures import save_png
 from vnca.presets import TrainConfig
@@ -160,7 +160,9 @@ class _Run:
             _require_cells(model.decoder, "--recompute").recompute = True
         if compiled:
             compile_update(_require_cells(model.decoder, "--compile"))
+            _try_compiled(model.decoder)
         self.objective = objective(model, config.lessons, config.samples, config.planted).to(accelerator.device)
+        _require_room_in_pool(self.objective, self.batch_size)
         optimizer = torch.optim.Adam(self.objective.parameters(), lr=config.learning_rate, fused=True)
         self.parallel, self.optimizer = accelerator.prepare(self.objective, optimizer)
         self.recorded = Recorded(self.forward_and_backward, [*self.objective.parameters()])
@@ -456,6 +458,33 @@ def _require_cells(decoder: torch.nn.Module, option: str) -> CellDecoder:
     if not isinstance(decoder, CellDecoder):
         raise ValueError(f"{option} is for decoders made of cells, which a {type(decoder).__name__} is not")
     return decoder
+
+
+def _try_compiled(decoder: CellDecoder) -> None:
+    """One step of the smallest grid: a machine that cannot compile is known before an earlier run is cleared away.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # takes seconds to import; what compiles has done so
+
+    convolution = decoder.update.layers[0]
+    state = torch.zeros(1, convolution.in_channels, 2, 2, device=convolution.weight.device)
+    try:
+        with torch.no_grad():
+            decoder.update(state)
+    except TorchDynamoException as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"--compile failed: {reason.rstrip(".")}; train without it, or install a C++ compiler") from None
+
+
+def _require_room_in_pool(objective: torch.nn.Module, batch_size: int) -> None:
+    for part in objective.modules():
+        if isinstance(part, PersistentElbo) and batch_size > len(part.pool):
+            raise ValueError(
+                f"a batch of {batch_size:,} images needs as many states of the pool, which has {len(part.pool):,}: "
+                "choose a smaller batch"
+            )
 
 
 def _check(config: TrainConfig, out: Path, resume: bool, overwrite: bool, checkpoint_minutes: float) -> None:

@@ -116,6 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=64, help="test images, drawn at random (default: 64)")
     parser.add_argument("--out", type=Path, default=RESULT, help="default: results/gaps.json")
     options = parser.parse_args(arguments)
+    if options.images < 1 or options.images % AT_ONCE:  # else the noise would depend on where earlier calls ended
+        parser.error(f"--images is a multiple of {AT_ONCE}, not {options.images}")
     for name in options.weights:
         row = measure_model(name, options.images, options.out)
         means = {key: sum(values) / len(values) for key, values in row["figures"].items()}

@@ -14,6 +14,7 @@ from runs import (
     sizes_of,
     trust_of,
     wider_name,
+    wider_runs,
 )
 
 # Published figures, all in nats per image on the test set of MNIST; where nothing else is said, statically binarized.
@@ -154,7 +155,7 @@ def render_results(page: str) -> str:
     # A page of the book does not have the folder beside it.
     folder = "results" if page == "README.md" else f"{contents.repository()}/blob/main/results"
     runs = sorted(map(expected_on_all, measured_runs()), key=lambda run: -run["nats"])
-    wider = measured_runs(wider=True)
+    wider = wider_runs()
     tables = {PUBLISHED_ON: []}
     for run in runs + wider:
         tables.setdefault((run["data"], run["split"], run["images"]), []).append(run)

@@ -45,10 +45,20 @@ def trust_of(run: dict) -> float:
     return run["evaluation"].get("trust", 1.0)
 
 
-def measured_runs(wider: bool = False) -> list[dict]:
-    """The results of all models, by the names of their files: drawn from the posterior, or from wider proposals."""
-    runs = [result for result in results("*") if "nats" in result]  # benchmarks have none
-    return [run for run in runs if (trust_of(run) < 1) == wider]
+def all_runs() -> list[dict]:
+    return [result for result in results("*") if "nats" in result]  # benchmarks have none
+
+
+def measured_runs() -> list[dict]:
+    """The results of all models, drawn from the posterior, by the names of their files."""
+    return [run for run in all_runs() if trust_of(run) == 1]
+
+
+def wider_runs() -> list[dict]:
+    """Results from wider proposals, of models that have one from the posterior of as many images and samples."""
+    keys = ("name", "data", "split", "images", "num_samples")
+    plain = [[run[key] for key in keys] for run in measured_runs()]
+    return [run for run in all_runs() if trust_of(run) < 1 and [run[key] for key in keys] in plain]
 
 
 def wider_name(run: dict) -> str:

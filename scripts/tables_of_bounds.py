@@ -4,7 +4,7 @@ import statistics
 
 import contents
 from contents import result, signed
-from runs import measured_runs, trust_of
+from runs import measured_runs, trust_of, wider_runs
 
 LOGGED_AT_THE_END = 40  # records of a log, of 20 batches each: their learning rate is nearly zero
 
@@ -44,7 +44,7 @@ def render_proposals() -> str:
 
     on_all, measured = (
         {run["name"]: run["nats"] for run in some if run["images"] == 10_000 and trust_of(run) in (1, trust)}
-        for some in (measured_runs(), measured_runs(wider=True))
+        for some in (measured_runs(), wider_runs())
     )
 
     def gain(row: dict) -> str:

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -204,6 +205,15 @@ def test_a_limit_draws_at_random_and_reproducibly():
     assert len(chosen.unique()) == 50 and 300 < chosen.mean() < 700
     assert torch.equal(chosen, evaluation.choose(images, 50).flatten())
     assert evaluation.choose(images, None) is images and evaluation.choose(images, 2000) is images
+
+
+def test_numbers_of_numpy_are_as_good_as_those_of_python(model):
+    ours, theirs = (evaluation.bounds(model, binary(3), whole(4), whole(1)) for whole in (int, np.int64))
+    assert ours.nats == theirs.nats
+    with pytest.raises(ValueError, match="num_samples is a whole number"):
+        evaluation.bounds(model, binary(3), 4.0)
+    with pytest.raises(ValueError, match="limit is a whole number"):
+        evaluation.choose(binary(9), 6.5)
 
 
 def test_bad_input_is_named(model, weights):

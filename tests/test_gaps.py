@@ -66,6 +66,13 @@ def test_a_call_for_more_images_goes_on_to_the_same_figures(bench, monkeypatch):
     assert calls == [0, 3, 3, 6], "each part once, but for the one that was cut"
 
 
+def test_images_come_in_whole_groups(bench, capsys):
+    for images in ("0", "4"):
+        with pytest.raises(SystemExit):
+            bench("--images", images)
+        assert f"--images is a multiple of 3, not {images}" in capsys.readouterr().err
+
+
 def test_other_weights_begin_anew_and_other_settings_are_refused(bench, monkeypatch):
     (before,) = bench("--images", "3")
     torch.manual_seed(1)

@@ -197,6 +197,25 @@ def test_only_networks_work_in_16_bits():
         assert not torch.equal(posterior.decode(model, z), logits), "while these do"
 
 
+@torch.no_grad()
+def test_a_latent_whose_cells_overflow_is_the_worst_and_not_the_best(one_mode):
+    model = one_mode.model
+    task = posterior.Task.of(model, one_mode.x, one_mode.observed)
+    logits = posterior.decode(model, torch.zeros(3, len(one_mode.x), model.latent_size, dtype=torch.float64))
+    logits[1] = torch.inf  # inf - inf is NaN, which ranks above all numbers
+    assert (task.log_likelihood(logits).argmin(dim=0) == 1).all() and not task.log_likelihood(logits).isnan().any()
+    best = task.suiting(logits[:, 0], 2)  # (2, B, 784)
+    assert best.isfinite().all()
+
+
+@pytest.mark.parametrize("wrong", [{"num_samples": 8.0}, {"iterations": 2.5}, {"chains": 0.5}])
+def test_evidence_takes_whole_numbers(wrong, known):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is a whole number"):
+        evidence.evidence(known.model, known.x, known.observed, **{"chains": 1} | wrong)
+    with pytest.raises(ValueError, match="drawn are a torch.Tensor, not a ndarray"):
+        evidence.evidence(known.model, known.x, known.observed, drawn=np.zeros((1, len(known.x), 2)))
+
+
 def test_the_conditional_log_likelihood_meets_quadrature(known):
     ours = evidence.conditional_log_likelihood(known.model, known.x, known.observed, 4000, seeded())
     torch.testing.assert_close(ours, known.log_whole - known.log_observed, atol=0.1, rtol=0)

@@ -105,6 +105,14 @@ def test_a_model_evaluated_from_wider_proposals_has_a_second_row(results, tmp_pa
     assert rows.index(own[0]) < rows.index(own[1]) - 1, "those of the paper lie between them"
     assert results_table.WIDER.format(trust=0.7) in text and "all others in 32: `doubling-mnist`." in text
     assert text.count("| `doubling-mnist` |") == 1, "it was trained once"
+    results(images=1000)
+    assert "wider" not in results_table.render_results("README.md"), "nothing to compare it with"
+
+
+def test_each_result_lies_where_the_tables_link_to():
+    for path in (contents.ROOT / "results").glob("*.json"):
+        if "nats" in (run := json.loads(path.read_text())):
+            assert path.stem == (run["name"] if runs.trust_of(run) == 1 else runs.wider_name(run))
 
 
 def test_figures_on_some_images_have_a_table_of_their_own(results, tmp_path):

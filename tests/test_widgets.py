@@ -292,7 +292,8 @@ def test_play_is_linked_to_the_steps_and_runs_them_one_by_one(panel):
         ({"num_completions": 3}, "not 4 and 3"),
         ({"labels": ["one"]}, r"3 images need as many labels, each another, not \['one'\]"),
         ({"labels": ["one", "two", "one"]}, "each another"),
-        ({"max_steps": 0}, "max_steps is at least 1, not 0"),
+        ({"max_steps": 0}, "max_steps is from 1 to 1,000, not 0"),
+        ({"max_steps": 1001}, "max_steps is from 1 to 1,000, not 1001"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):

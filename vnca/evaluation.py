@@ -294,8 +294,9 @@ def wider(posterior: Normal, trust: float) -> Normal:
 
     Where the posterior of a number of the latent has the scale s, the image has added 1/s² - 1 to the precision 1 of a
     standard normal. The proposal gets `trust` of that. So numbers that say much about the image become wider, by up to
-    `trust ** -0.5`, and unused ones stay as they are. An encoder that maximizes the ELBO has good reason to be narrow:
-    where z ~ q is unlikely, the ELBO pays in full. The bound of many samples pays for what is never drawn.
+    `trust ** -0.5`, unused ones stay as they are, and one with a posterior wider than the prior becomes narrower. An
+    encoder that maximizes the ELBO has good reason to be narrow: where z ~ q is unlikely, the ELBO pays in full. The
+    bound of many samples pays for what is never drawn.
 
     Args:
         posterior: `Normal` of batch shape `(B, D)`.

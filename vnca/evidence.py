@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vnca.checks import require_tensor, whole
 from vnca.inpainting import GROUP, ITERATIONS, chains_of
 from vnca.posterior import Search, Task, decode, fit, prepare, require_task, weighted
 from vnca.priors import without_autocast
@@ -101,10 +102,13 @@ def evidence(
             comes beside chains.
     """
     require_task(x, observed)
+    num_samples, chains, iterations = whole(num_samples=num_samples, chains=chains, iterations=iterations)
     if num_samples < 1 or chains < 0 or iterations < 0:
         raise ValueError(
             f"num_samples is at least 1, chains and iterations at least 0, not {num_samples}, {chains} and {iterations}"
         )
+    if drawn is not None:
+        require_tensor("drawn are", drawn)
     if drawn is not None and (
         chains or drawn.ndim != 3 or not len(drawn) or drawn.shape[1:] != (len(x), model.latent_size)
     ):

@@ -64,9 +64,9 @@ class Task:
         return cls(model, x.flatten(1), observed.flatten(1))
 
     def log_likelihood(self, logits: Tensor) -> Tensor:
-        """log p(x_o | z) from logits `(..., B, 784)`: `(..., B)`."""
+        """log p(x_o | z) from logits `(..., B, 784)`: `(..., B)`; -inf where the logits have overflowed."""
         per_pixel = self.x * logits - F.softplus(logits)
-        return torch.where(self.observed, per_pixel, 0).sum(dim=-1)
+        return without_nan(torch.where(self.observed, per_pixel, 0).sum(dim=-1))
 
     def log_joint(self, z: Tensor, logits: Tensor) -> Tensor:
         """log p(x_o, z) from latents `(..., B, D)` and their logits `(..., B, 784)`: `(..., B)`."""
@@ -82,7 +82,12 @@ class Task:
         mask = self.observed.to(self.x.dtype)
         with without_autocast(logits):
             scores = (self.x * mask) @ logits.T - mask @ F.softplus(logits).T  # log p(x_o | z), (B, P)
-        return logits[scores.topk(count, dim=1).indices.T]
+        return logits[without_nan(scores).topk(count, dim=1).indices.T]
+
+
+def without_nan(scores: Tensor) -> Tensor:
+    """The scores with -inf for NaN, which PyTorch ranks above all numbers."""
+    return scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
 def log_normal(z: Tensor, mean: Tensor | float, scale: Tensor | float) -> Tensor:

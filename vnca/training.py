@@ -474,8 +474,8 @@ def _try_compiled(decoder: CellDecoder) -> None:
         with torch.no_grad():
             decoder.update(state)
     except TorchDynamoException as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"--compile failed: {reason.rstrip(".")}; train without it, or install a C++ compiler") from None
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ValueError(f"--compile failed: {reason}; train without it, or install a C++ compiler") from None
 
 
 def _require_room_in_pool(objective: torch.nn.Module, batch_size: int) -> None:

@@ -300,7 +300,7 @@ class InpaintingPanel(ipywidgets.VBox):
 
     Raises:
         ValueError: as `Regrowth` does; if there is not one label for each image, or two are the same; if `max_steps` is
-            below 1.
+            below 1 or above 1,000.
 
     >>> from vnca import Encoder
     >>> model = VAE(Encoder(latent_size=4, width=1), RegrowingDecoder(channels=4, hidden=4))
@@ -325,8 +325,8 @@ class InpaintingPanel(ipywidgets.VBox):
         labels = [str(index + 1) for index in range(len(images))] if labels is None else [*map(str, labels)]
         if not len(labels) == len(set(labels)) == len(images):
             raise ValueError(f"{len(images)} images need as many labels, each another, not {labels}")
-        if max_steps < 1:
-            raise ValueError(f"max_steps is at least 1, not {max_steps}")
+        if not 1 <= max_steps <= MOST_STEPS:
+            raise ValueError(f"max_steps is from 1 to {MOST_STEPS:,}, not {max_steps}")
         start, last = Settings(steps=max_steps // 2), IMAGE_SIZE - 1
         self.image = ipywidgets.Dropdown(options=[(label, index) for index, label in enumerate(labels)])
         self.row = ipywidgets.IntSlider(start.row, min=0, max=last)

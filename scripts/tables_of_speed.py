@@ -14,9 +14,12 @@ def render_chapters() -> str:
         figures = slowest[notebook.stem][1]
         takes = f"{figures['seconds'] / 60:.0f} min, {figures['gigabytes']:.1f} GB"
         lines.append(f"| {number} | [{title(notebook)}]({path}) | {takes} | {badge} |")
-    machines = "; ".join(sorted({machine for machine, _ in slowest.values()}))
+    on: dict[str, list[str]] = {}  # by machine, the numbers of its chapters
+    for number, notebook in enumerate(contents.chapters(), start=1):
+        on.setdefault(slowest[notebook.stem][0], []).append(str(number))
+    machines = "; ".join(f"{', '.join(numbers)} on {machine}" for machine, numbers in on.items())
     minutes = sum(figures["seconds"] for _, figures in slowest.values()) / 60
-    lines.append(f"\nTime and memory: each chapter by itself, {machines}; all of them take {minutes:.1f} minutes.")
+    lines.append(f"\nTime and memory: each chapter by itself ({machines}). All of them take {minutes:.1f} minutes.")
     return "\n".join(lines)
 
 

@@ -306,6 +306,9 @@ def test_the_demo_grows_by_itself_and_heals_what_is_wounded(opened):
     page.get_by_label("Speed").fill("120")
     assert page.get_by_label("Speed").get_attribute("aria-valuetext") == "120 steps/s"
     page.wait_for_function("document.querySelector('.live-readout').textContent.includes('at rest')")
+    page.get_by_role("button", name="Play").click()  # at rest nothing moves that could be paused
+    page.get_by_role("button", name="Pause").wait_for()
+    page.wait_for_function("document.querySelector('.live-readout').textContent.includes('at rest')")
     change(
         page,
         page.evaluate(f"() => {{ const now = {INK}; document.querySelectorAll('button')[1].click(); return now; }}"),

@@ -28,7 +28,7 @@ vncaLive.addDemo("automaton", async (stage) => {
   restart();
   if (stage.calm) for (let step = 0; step < GROWN; step++) await vncaLive.inSlices(engine.step());
   const screen = stage.screen(`A grid of ${size} by ${size} cells, on which a toadstool grows`, size);
-  const player = stage.play({ next, draw, rate: 20 });
+  const player = stage.play({ next, draw, rate: 20, again: restart });
   stage.button("Turn the grid", () => {
     player.edit(turn);
     stage.say("The grid is turned by 90 degrees.");
@@ -43,7 +43,7 @@ vncaLive.addDemo("automaton", async (stage) => {
   });
   stage.slider(
     { label: "Cells that fire", min: 5, max: 100, step: 5, value: 100 * engine.fireRate },
-    (percent) => (percent === 100 ? "all" : `${percent} %`),
+    (percent) => (percent === 100 ? "all" : `${percent}%`),
     (percent) => { engine.fireRate = percent / 100; },
   );
   stage.slider(

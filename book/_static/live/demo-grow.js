@@ -31,7 +31,7 @@ vncaLive.addDemo("grow", async (stage) => {
     event = engine.schedule.length;
   }
   const screen = stage.screen("A digit made of cells", engine.size);
-  const player = stage.play({ next, draw: paint, rate: 20 });
+  const player = stage.play({ next, draw: paint, rate: 20, again: () => { awake = AWAKE; } });
   const start = (words) => {
     player.edit(restart);
     player.playing = true; // who asks for a digit wants to see it

@@ -282,10 +282,11 @@ vncaLive.addDemo("inpaint", async (stage) => {
     row.place(set.row = corner(y));
     col.place(set.col = corner(x));
     renew();
-  });
+  }, () => stage.say(`The hole is at row ${set.row}, column ${set.col}, and the digit is being completed.`));
   stage.hint(
     "Draw a digit, drag the hole in Damaged, press Play. Four chains complete the digit; " +
-      "the cells grow one completion from its latent, lose the hole and heal.",
+      "the cells grow one completion from its latent, lose the hole and heal. " +
+      "With the keyboard: arrows move, Enter draws a dot or moves the hole.",
   );
   player.ask(catchUp);
 });

@@ -34,7 +34,7 @@ vncaLive.addDemo("seeds", async (stage) => {
     screen.caption = caption;
     return screen;
   });
-  const player = stage.play({ next, draw, rate: 20 });
+  const player = stage.play({ next, draw, rate: 20, again: restart });
   const growAnew = () => {
     player.edit(restart);
     player.playing = true; // who asks for plants wants to see them
@@ -66,5 +66,6 @@ vncaLive.addDemo("seeds", async (stage) => {
     }),
     () => stage.say(plants ? "Planted." : "Erased."),
   ));
-  stage.hint("Drag z: seeds with that number begin anew. Then erase with taps, or plant seeds side by side.");
+  stage.hint("Drag z: seeds with that number begin anew. Then erase with taps, or plant seeds side by side. " +
+    "With the keyboard: arrows move, Enter erases or plants.");
 });

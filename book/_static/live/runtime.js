@@ -253,19 +253,24 @@
     #last = 0;
     #inSight = false;
     #moves;
+    #again;
     #playing = false;
     #resting = false;
     #steps = 0;
     #readAt = 0;
 
-    constructor(stage, { next, draw, rate, moves }) {
+    constructor(stage, { next, draw, rate, moves, again }) {
       this.#stage = stage;
       this.#next = next;
       this.#draw = draw;
       this.rate = rate; // pieces of work a second that are wanted; may be changed
       this.#moves = moves;
+      this.#again = again;
       if (moves) {
-        this.#button = stage.button("", () => { this.playing = !this.playing; });
+        this.#button = stage.button("", () => {
+          if (this.#resting) this.edit(this.#again);
+          else this.playing = !this.playing;
+        });
         this.#button.classList.add("live-play");
       }
       this.playing = !moves || !stage.calm;
@@ -282,14 +287,17 @@
 
     set playing(value) {
       this.#playing = value;
-      if (this.#button) this.#button.textContent = value ? "Pause" : "Play";
       this.#resting = false;
+      this.#tell();
       this.#wake();
     }
 
     /** Changes the state between two pieces of work, at once or as soon as the present one is done, and draws it. */
     edit(change) {
-      this.#resting = false;
+      if (this.#resting) {
+        this.#resting = false;
+        this.#tell();
+      }
       this.#edits.push(change);
       if (!this.#work) this.#applyEdits();
       this.#wake();
@@ -321,11 +329,18 @@
       return this.#inSight && !document.hidden && ((this.#playing && !this.#resting) || atWork);
     }
 
+    /** Says on the button what a press does, and below it what goes on; the speed follows once it is measured. */
+    #tell() {
+      if (!this.#moves) return;
+      const moves = this.#playing && !this.#resting;
+      this.#button.textContent = moves ? "Pause" : "Play";
+      this.#stage.read(moves ? "running" : this.#playing ? "at rest" : "paused");
+    }
+
     #wake() {
-      if (this.#frame || !this.#isActive()) {
-        if (this.#moves && !this.#isActive()) this.#stage.read(this.#resting ? "at rest" : "paused");
-        return;
-      }
+      if (this.#frame && this.#isActive()) return;
+      this.#tell();
+      if (this.#frame || !this.#isActive()) return;
       this.#last = this.#readAt = performance.now();
       this.#steps = 0;
       this.#frame = requestAnimationFrame((now) => this.#run(now));
@@ -405,12 +420,14 @@
     #player;
     #row;
     #saidAt = -Infinity;
+    #saying = 0;
 
     constructor(models) {
       this.models = models; // names from `data-model`
       this.calm = matchMedia("(prefers-reduced-motion: reduce)").matches; // nothing may move by itself
       this.element = document.createElement("div");
       this.element.className = "live-stage";
+      this.element.setAttribute("role", "group");
       this.screens = make("div", "live-screens", this.element);
       const panel = make("div", "live-panel", this.element);
       this.controls = make("div", "live-controls", panel);
@@ -432,6 +449,7 @@
     screen(label, size) {
       const screen = new Screen(this.#row ?? this.screens, label, size);
       screen.describeBy(this.note.id);
+      if (!this.#screens.length) this.element.setAttribute("aria-label", `Live figure: ${label}`);
       this.#screens.push(screen);
       return screen;
     }
@@ -547,9 +565,14 @@
       this.note.textContent = text;
     }
 
-    /** Tells those who listen what happened, every three seconds at most. */
+    /** Tells those who listen what happened last, every three seconds at most. */
     say(text) {
-      if (performance.now() < this.#saidAt + 3000) return;
+      clearTimeout(this.#saying);
+      const wait = this.#saidAt + 3000 - performance.now();
+      if (wait > 0) {
+        this.#saying = setTimeout(() => this.say(text), wait);
+        return;
+      }
       this.#saidAt = performance.now();
       this.voice.textContent = text;
     }
@@ -568,10 +591,11 @@
      * @param {() => void} options.draw paints the state; called after every piece of work and every edit
      * @param {number} options.rate pieces of work a second
      * @param {boolean} [options.moves] whether the figure moves by itself
+     * @param {() => void} [options.again] what Play does first where `next` had nothing to do
      * @returns {Player} with `edit(change)`, `ask(work)`, `redraw()`, `rate` and `playing`
      */
-    play({ next, draw, rate, moves = true }) {
-      this.#player = new Player(this, { next, draw, rate, moves });
+    play({ next, draw, rate, moves = true, again = () => {} }) {
+      this.#player = new Player(this, { next, draw, rate, moves, again });
       draw();
       return this.#player;
     }

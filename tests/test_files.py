@@ -34,6 +34,14 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path):
     assert path.read_text() == "new" and path.stat().st_mode & 0o777 == 0o600
 
 
+def test_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    calls, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(files.os, "fsync", lambda file: calls.append(os.fstat(file).st_size) or sync(file))
+    monkeypatch.setattr(files.os, "replace", lambda *paths: calls.append("renamed") or replace(*paths))
+    files.write_text(tmp_path / "new.txt", "content")
+    assert calls == [7, "renamed"]
+
+
 def test_a_full_disk_is_told_with_the_file(tmp_path):
     with (
         pytest.raises(OSError, match=r"No space left on device: '.*result.json'"),

@@ -42,6 +42,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")  # two processes never write the same one
     try:
         yield beside
+        with open(beside, "rb+") as written:
+            os.fsync(written.fileno())  # else a machine that stops may keep the new name without its content
         if permissions is not None:
             beside.chmod(permissions)
         os.replace(beside, path)

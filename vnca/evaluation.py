@@ -498,7 +498,7 @@ def evaluate(
     if against is not None:
         result["against"] = {"name": folders[1].resolve().name} | _differences(*found)
     if per_image is not None:
-        of_each = {"indices": indices, "elbos": found[0].elbos.float(), "iwaes": found[0].iwaes.float()}
+        of_each = {"indices": indices.int(), "elbos": found[0].elbos.float(), "iwaes": found[0].iwaes.float()}
         files.write_tensors(per_image, of_each, {"evaluation": json.dumps(identities[0])})
     if out is not None:
         files.write_json(out, result)

@@ -8,15 +8,14 @@ def render_chapters() -> str:
     lines = ["| No. | Chapter | Takes | Run it |", "|---|---|---|---|"]
     measured = result("chapters")
     slowest = {name: max(times.items(), key=lambda item: item[1]["seconds"]) for name, times in measured.items()}
+    on: dict[str, list[str]] = {}  # by machine, the numbers of its chapters
     for number, notebook in enumerate(contents.chapters(), start=1):
         path = notebook.relative_to(contents.ROOT).as_posix()
         badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab(path)})"
-        figures = slowest[notebook.stem][1]
+        machine, figures = slowest[notebook.stem]
+        on.setdefault(machine, []).append(str(number))
         takes = f"{figures['seconds'] / 60:.0f} min, {figures['gigabytes']:.1f} GB"
         lines.append(f"| {number} | [{title(notebook)}]({path}) | {takes} | {badge} |")
-    on: dict[str, list[str]] = {}  # by machine, the numbers of its chapters
-    for number, notebook in enumerate(contents.chapters(), start=1):
-        on.setdefault(slowest[notebook.stem][0], []).append(str(number))
     machines = "; ".join(f"{', '.join(numbers)} on {machine}" for machine, numbers in on.items())
     minutes = sum(figures["seconds"] for _, figures in slowest.values()) / 60
     lines.append(f"\nTime and memory: each chapter by itself ({machines}). All of them take {minutes:.1f} minutes.")

@@ -622,6 +622,13 @@ def test_pictures_fade_and_wounds_close_as_chapter_5_says():
     assert 11 < lost[200] < 13 and 57 < lost[1000] < 63, "a dozen nats in 200 steps and sixty in a thousand"
 
 
+def test_holes_cover_as_much_of_the_image_as_chapter_5_says():
+    parts = contents.result("healing")["regrowing-mnist-small"]["parts"]
+    errors = {share: parts[f"recovery {share}%"]["error"] for share in (25, 50, 75)}
+    covered = {share: error["everywhere"][0] / error["inside"][0] for share, error in errors.items()}
+    assert covered == {share: pytest.approx(part, abs=0.01) for share, part in ((25, 0.31), (50, 0.64), (75, 0.92))}
+
+
 def test_the_table_of_scaling_has_a_row_for_each_size(results, tmp_path):
     def axis(first, last, exponent, arithmetic):
         points = [{"value": value, "multiply_adds": 1e9, "seconds_per_image": 6 / value} for value in (first, last)]

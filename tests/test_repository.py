@@ -118,6 +118,29 @@ def test_chapter_format(path):
     assert len(set(identifiers)) == len(identifiers)
 
 
+def bound_names(node: ast.AST) -> set[str]:
+    """The names that code binds in its own scope: assigned, looped over, or defined there."""
+    names = set()
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            names.add(child.name)
+        elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+            names.add(child.id)
+        elif not isinstance(child, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
+            names |= bound_names(child)
+    return names
+
+
+@each_chapter
+def test_no_cell_gives_another_meaning_to_a_name_that_was_imported(path):
+    # Else a reader who runs an earlier cell once more gets an error that makes no sense.
+    trees = [ast.parse(cell.source) for cell in read(path.name).cells if cell.cell_type == "code"]
+    imports = [node for tree in trees for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    imported = {(alias.asname or alias.name).split(".")[0] for node in imports for alias in node.names}
+    assert "torch" in imported
+    assert not imported & set().union(*map(bound_names, trees))
+
+
 @each_chapter
 def test_opening_tells_the_measured_minutes_and_memory(path):
     opening = read(path.name).cells[0].source

@@ -76,7 +76,7 @@ class Box(NamedTuple):
 def autoencoder() -> Figure:
     """The variational autoencoder: from an image to a latent and back, and where the two terms of the ELBO stand.
 
-    The upper row runs from the image to mean and deviation of the latent, the lower row back from the latent to the
+    The upper row runs from the image to mean and scale of the latent, the lower row back from the latent to the
     probabilities of the pixels. The noise comes from outside.
     """
     axes = _canvas(4.05)
@@ -86,7 +86,7 @@ def autoencoder() -> Figure:
     guess = _grid(axes, Box(0.8, lower, 1.0, 1.0), 10, _blurred(image))
     encoder = _box(axes, Box(2.95, upper, 1.4, 0.85), "encoder\nweights $\\phi$", LEARNED)
     decoder = _box(axes, Box(2.95, lower, 1.4, 0.85), "decoder\nweights $\\theta$", LEARNED)
-    q = _box(axes, Box(4.95, upper, 1.5, 0.85), "mean $\\mu$\ndeviation $\\sigma$")
+    q = _box(axes, Box(4.95, upper, 1.5, 0.85), "mean $\\mu$\nscale $\\sigma$")
     z = _box(axes, Box(4.95, lower, 1.5, 0.85), "$z = \\mu + \\sigma\\,\\epsilon$")
     noise = _box(axes, Box(6.27, middle, 1.25, 0.75), "noise $\\epsilon$\n$\\mathcal{N}(0, I)$", CHANCE)
     fit = _box(axes, Box(1.15, middle, 2.0, 0.5), "$\\mathbb{E}_q[\\log p(x\\,|\\,z)]$", LOSS)

@@ -69,6 +69,8 @@ class Table:
 
     def put(self, row: dict) -> None:
         row |= {"date": datetime.date.today().isoformat(), "commit": hardware.commit()}
+        if self.path.exists():  # another call may have added to it
+            self.rows = json.loads(self.path.read_text())["rows"]
         self.rows = [other for other in self.rows if (other["model"], other["mask"]) != (row["model"], row["mask"])]
         self.rows.append(row)
         files.write_json(self.path, {**self.head, "rows": self.rows})

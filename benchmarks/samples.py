@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
         "test": judge(classifier, test[:SAMPLES], features[SAMPLES:]),
         "classifier": evaluation.digest(classifier.state_dict().values()),
     }
-    rows = kept(options.out, head)
+    kept(options.out, head)  # whether rows of another classifier are there, before the work
     for weights in options.weights:
         name, x = sampled(weights, SAMPLES)
         row = {
@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
             "date": datetime.date.today().isoformat(),
             "commit": hardware.commit(),
         }
-        rows = [other for other in rows if other["model"] != name] + [row]
+        rows = [other for other in kept(options.out, head) if other["model"] != name] + [row]
         files.write_json(options.out, head | {"rows": rows})
         print(f"{name}: sure of {row['sure'][0]:.1%} ± {row['sure'][1]:.1%}, distance {row['frechet']:.2f}", flush=True)
     return 0

@@ -79,11 +79,11 @@ def described_automaton(config: dict) -> str:
     """What an automaton of chapter 2 is, in plain words."""
     numbers, model = config.get("numbers"), config["model"]
     task = "one picture, from one cell"
-    if numbers:
+    if numbers and len(numbers) > 1:
         ends = f"from {signed(numbers[0], 0)} to {signed(numbers[-1], 0)}"
         task = f"a picture for the number in its first cell; learned {len(numbers)} numbers {ends}"
     size = ", ".join(SETTINGS[key].format(model[key]) for key in ("channels", "hidden"))
-    begun = f"the weights of `{config['begin_with']}`" if "begin_with" in config else "random weights"
+    begun = f"the weights of `{config['begin_with']}`" if config.get("begin_with") else "random weights"
     return f"Growing automaton: {task}; {size}. Began with {begun}."
 
 

@@ -668,3 +668,8 @@ def test_binarized_images_are_draws_of_mnist():
     scores = binary @ probability.log().T + (1 - binary) @ (1 - probability).log().T  # (20, 10000) nats
     best = scores.topk(2, dim=1).values
     assert (best[:, 0] > -300).all() and (best[:, 0] > best[:, 1] + 5).all()  # one image each, and surely
+
+
+def test_an_array_is_no_tensor_to_binarize():
+    with pytest.raises(ValueError, match="images are a torch.Tensor, not a ndarray"):
+        data.binarize(np.zeros((2, 1, 28, 28), dtype=np.float32))

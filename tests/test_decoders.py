@@ -356,3 +356,16 @@ def test_a_compiled_update_has_one_graph_for_each_size_of_grid():
 def test_only_cells_can_be_compiled():
     with pytest.raises(ValueError, match="ConvDecoder has no update to compile"):
         compile_update(ConvDecoder(latent_size=4, width=2))
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [DoublingDecoder(4, 4, 1), PersistentDecoder(4, 4, 1), RegrowingDecoder(4, 4, 1, 2)],
+    ids=lambda decoder: type(decoder).__name__,
+)
+def test_latents_of_numpy_grow_in_the_numbers_of_the_weights(decoder):
+    z = torch.randn(2, 4, dtype=torch.float64)
+    with torch.no_grad():
+        assert [state.dtype for state in decoder.grow(z)][-1] == torch.float32
+        twice = deepcopy(decoder).double()
+        assert list(twice.grow(z.float()))[-1].dtype == torch.float64

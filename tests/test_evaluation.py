@@ -539,6 +539,40 @@ def test_ctrl_c_says_how_to_go_on(weights, tmp_path, monkeypatch, capsys):
         assert advice in capsys.readouterr().out
 
 
+def test_ctrl_c_at_the_first_moment_gives_advice_that_works(weights, tmp_path, monkeypatch, capsys):
+    command = ["evaluate", "--weights", weights, "--limit", "9", "--out", str(tmp_path / "r.json")]
+    assert main([*command, "--num-samples", "2"]) == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        cut_after(patch, 0)
+        assert main([*command, "--num-samples", "3", "--overwrite"]) == 1
+    assert "the same call without --overwrite goes on from here" in capsys.readouterr().out
+    assert main([*command, "--num-samples", "3"]) == 0
+    with monkeypatch.context() as patch:
+
+        def interrupted(*arguments):
+            raise KeyboardInterrupt
+
+        patch.setattr(data, "load", interrupted)
+        assert main([*command, "--num-samples", "4", "--overwrite"]) == 1
+    assert "nothing was done yet" in capsys.readouterr().out
+
+
+def test_a_result_tells_of_the_weights_it_read_and_not_of_later_ones(weights, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for path in pretrained.find(weights).iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = pretrained.read_config(folder)
+
+    def train_on(done, total):
+        files.write_json(folder / "config.json", config | {"run": config["run"] | {"updates": 99_999}})
+
+    result = evaluation.evaluate(str(folder), 2, 5, progress=train_on)
+    assert pretrained.read_config(folder)["run"]["updates"] == 99_999
+    assert result["updates"] == config["run"]["updates"]
+
+
 def test_the_command_line_goes_on_refuses_and_starts_anew(weights, tmp_path, monkeypatch, capsys):
     out = tmp_path / "result.json"
     command = ["evaluate", "--weights", weights, "--limit", "9", "--num-samples", "70", "--out", str(out)]
@@ -640,7 +674,7 @@ def test_no_other_file_is_replaced_by_the_bounds_of_each_image(weights, tmp_path
         str(tmp_path / "r.json"),
     ]
     for path, reason in (
-        (tmp_path / "r.json", "is the file of --out, too; give two names"),
+        (tmp_path / "r.json", "cannot hold the result and the bounds of each image, too: give two names"),
         (tmp_path / "r.json.part.safetensors", "go into a file NAME.safetensors (not .part), not into"),
         (folder / "config.json", "would replace a file of the weights"),
         (folder / "model.safetensors", "would replace a file of the weights"),

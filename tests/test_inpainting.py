@@ -734,3 +734,21 @@ def test_a_picture_too_large_to_be_meant_is_refused(tmp_path, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(ValueError, match="cannot be read as a PNG file"):
             read_png(tmp_path / "picture.png")
+
+
+def test_a_model_without_a_single_finite_image_is_told_as_such(known):
+    model = vnca.VAE(known.model.encoder, known.model.decoder)
+    decode = model.decode
+    model.decode = lambda z: decode(z) * math.nan
+    for call in (vnca.inpaint, evidence.evidence):
+        with pytest.raises(ValueError, match="the model's images are not finite numbers"):
+            call(model, known.x, known.observed, 2)
+
+
+def test_latents_of_numpy_take_the_place_of_chains(model):
+    x = torch.bernoulli(torch.full((2, 1, 28, 28), 0.5), generator=seeded())
+    observed = masks.left_half(2)
+    drawn = torch.randn(3, 2, model.latent_size, dtype=torch.float64)
+    ours = evidence.evidence(model, x, observed, 4, seeded(), drawn=drawn)
+    same = evidence.evidence(model, x, observed, 4, seeded(), drawn=drawn.float())
+    assert ours.upper.dtype == torch.float32 and torch.equal(ours.upper, same.upper)

@@ -147,6 +147,14 @@ def test_rows_of_other_images_do_not_get_into_one_table(bench, program):
     assert bench(program, weights=()) == before
 
 
+def test_two_calls_at_once_lose_no_row_of_each_other(tmp_path):
+    tables = [benchmark.Table(tmp_path / "table.json", torch.zeros(3, 1, 28, 28)) for _ in range(2)]
+    for name, table in zip("ab", tables, strict=True):
+        table.put({"model": name, "mask": "left half"})
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert [row["model"] for row in rows] == ["a", "b"]
+
+
 @pytest.mark.parametrize(("program", "count"), [(benchmark, 500), (completions, 128)])
 def test_the_table_of_the_results_can_get_more_rows(program, count):
     assert benchmark.Table(program.RESULT, torch.zeros(count, 1, 28, 28)).rows

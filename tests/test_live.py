@@ -316,6 +316,24 @@ def test_the_demo_grows_by_itself_and_heals_what_is_wounded(opened):
     assert not page.problems
 
 
+def test_a_gesture_whose_end_went_elsewhere_ends_at_the_next_move(opened):
+    page = running(opened(figure()))
+    page.get_by_role("button", name="Pause").click()
+    page.wait_for_function("document.querySelector('.live-readout').textContent.includes('paused')")
+    x, y = middle(page)
+    page.mouse.move(x, y)
+    before = page.evaluate(INK)
+    page.mouse.down()
+    wounded = change(page, before)
+    mouse = page.context.new_cdp_session(page)
+    for step in (20, 40, 60):  # no button is pressed any more, and nobody has said so
+        mouse.send("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x + step, "y": y, "buttons": 0})
+    page.wait_for_timeout(300)
+    assert page.evaluate(INK) == wounded
+    page.mouse.up()
+    assert not page.problems
+
+
 def test_the_demo_by_keyboard(opened):
     page = running(opened(figure()))
     page.get_by_role("button", name="Pause").click()

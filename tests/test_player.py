@@ -379,3 +379,10 @@ def test_browser_takes_the_colors_of_the_page(films, ground, ink):
     button.wait_for()
     style = button.evaluate("node => [getComputedStyle(node).color, getComputedStyle(node).borderTopColor]")
     assert style == [ink, ink]
+
+
+def test_numbers_of_numpy_make_a_film_too():
+    frames = torch.rand(3, 1, 4, 4)
+    ours = plotting.film(frames, labels=np.arange(3), alt="noise", fps=np.float32(8), poster=np.argmax([0, 1, 0]))
+    plain = plotting.film(frames, labels=["0", "1", "2"], alt="noise", fps=8.0, poster=1)
+    assert ours._repr_html_() == plain._repr_html_()

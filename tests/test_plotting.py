@@ -378,3 +378,13 @@ def test_pictures_take_at_most_a_twentieth_of_the_time(seconds, expected, notebo
         plot(record(update, total=40))
         clock.now += 0.1001
     assert notebook == expected
+
+
+def test_a_single_cell_has_no_directions_to_color():
+    with pytest.raises(ValueError, match="at least two cells"):
+        plotting.hidden_colors([torch.rand(8, 1, 1)])
+
+
+def test_a_negative_pad_is_refused():
+    with pytest.raises(ValueError, match="pad is at least 0 pixels, not -1"):
+        pictures.image_grid(torch.rand(2, 4, 4), pad=-1)

@@ -911,3 +911,9 @@ def test_a_doubling_vnca_that_was_trained_to_stay_does_what_chapter_5_says():
     assert all(wrong(staying, share, 64) > wrong(maturing, share, 64) for share in ("50%", "75%"))
     run = contents.result(staying)["against"]
     assert run["name"] == "doubling-mnist-small" and 1.5 < -run["difference"] < 2.5
+
+
+def test_an_automaton_that_was_trained_anew_is_described_as_before():
+    shipped = {"model": {"channels": 16, "hidden": 96}}
+    anew = shipped | {"numbers": [1.0], "begin_with": None}  # as scripts/train_toadstool.py writes it
+    assert model_cards.described_automaton(anew) == model_cards.described_automaton(shipped)

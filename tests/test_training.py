@@ -419,6 +419,31 @@ def test_a_folder_with_nothing_but_a_lock_is_empty(tmp_path):
     training.train(TINY, tmp_path)
 
 
+def test_a_folder_with_what_systems_leave_everywhere_is_empty(tmp_path):
+    for name in (".DS_Store", "Thumbs.db"):
+        (tmp_path / name).touch()
+    training.train(TINY, tmp_path)
+    assert (tmp_path / ".DS_Store").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux tells of a process's memory")
+def test_a_resumed_run_keeps_no_part_of_its_checkpoint_open(tmp_path):
+    training.train(TINY, tmp_path)
+    path = tmp_path / checkpoints.NAME
+    run = run_of(TINY)
+    run.out = tmp_path
+    run.restore()
+    assert run.update == 8
+    with open("/proc/self/maps") as maps:
+        assert str(path) not in maps.read(), "Windows would not let the next checkpoint take its place"
+
+
+def test_a_clock_that_stands_still_ends_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(training.time, "monotonic", lambda: 5.0)
+    training.train(TINY, tmp_path)
+    assert metrics(tmp_path)[-1]["update"] == 8
+
+
 def test_on_a_disk_without_locks_there_is_none(tmp_path, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -604,6 +629,20 @@ def test_encoder_from_takes_the_encoder_of_a_model_with_another_decoder(tmp_path
     assert same(run.objective.model.decoder.state_dict(), plain.objective.model.decoder.state_dict())
     with pytest.raises(ValueError, match="have another encoder, of 338,112 parameters, not .* same latent_size"):
         run_of(replace(REGROWING, encoder_from="doubling-mnist-small"))
+
+
+def test_weights_to_start_from_are_not_given_the_encoder_of_others():
+    config = PRESETS["regrow-small"].config
+    assert config.encoder_from == "conv-mnist-small"
+    assert config.changed(init_from="regrowing-mnist-small").encoder_from is None
+    assert config.changed(updates=9000).encoder_from == "conv-mnist-small"
+
+
+def test_a_run_that_would_end_among_its_lessons_is_refused(tmp_path):
+    config = replace(REGROWING, lessons=((8, 4), (16, 4)), updates=7)
+    with pytest.raises(ValueError, match="take 8 updates, so 7 would end among them"):
+        training.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_lessons_leave_the_encoder_as_it_was_and_resume_as_if_never_stopped(tmp_path, monkeypatch):

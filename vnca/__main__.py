@@ -77,8 +77,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     paths = {option: path for option, path in paths.items() if path is not None}
     for option, path in paths.items():
         _require_writable(path, *read, option=option)
-    if len(set(map(files.resolved, paths.values()))) < len(paths):
-        raise ValueError(f"--per-image {options.per_image} is the file of --out, too; give two names")
     with tqdm(disable=None, unit=" samples", unit_scale=True, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -104,6 +102,8 @@ def _evaluate(options: argparse.Namespace) -> None:
             bar.close()
             kept = "with --out it could go on"
             if options.out is not None:
+                kept = "nothing was done yet"
+            if options.out is not None and evaluation.kept_path(options.out).exists():
                 kept = f"the same call{' without --overwrite' if options.overwrite else ''} goes on from here"
             print(f"stopped; {kept}")
             raise

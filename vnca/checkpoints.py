@@ -32,7 +32,8 @@ def restore(folder: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Op
         raise ValueError(f"there is no checkpoint in {folder} to resume from; start again with --overwrite")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            # Copies: a tensor that stays a view of the file would keep Windows from replacing it at the next save.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - not a dict
             progress = json.loads((file.metadata() or {}).get("progress", "null"))
         _require_progress(progress)
         for name, part in parts.items():

@@ -56,6 +56,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from vnca import files
+from vnca.checks import require_tensor
 
 NAMES = ("digits", "binarized-mnist", "mnist", "fashion-mnist", "kmnist")
 SPLITS = ("train", "valid", "test", "train+valid")
@@ -162,6 +163,7 @@ def binarize(images: Tensor, seed: int = 0) -> Tensor:
     >>> binarize(torch.tensor([0.0, 0.1, 0.9, 1.0]).view(1, 1, 2, 2)).flatten()
     tensor([0., 0., 1., 1.])
     """
+    require_tensor("images are", images)
     if images.ndim != 4 or images.shape[1] != 1:
         raise ValueError(f"images must have the shape (N, 1, H, W), not {tuple(images.shape)}")
     if not images.is_floating_point():

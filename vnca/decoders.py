@@ -112,6 +112,7 @@ class CellDecoder(nn.Module):
             ValueError: if `z` has another shape.
         """
         _require_latents(z, self.latent_size)
+        z = z.to(next(self.parameters()).dtype)  # float64 from NumPy
         return cells.seed(F.pad(z, (self.channels - self.latent_size, 0)), size)
 
     def step(self, state: Tensor) -> Tensor:
@@ -306,7 +307,7 @@ class PersistentDecoder(DoublingDecoder):
             ValueError: if `z` has another shape.
         """
         _require_latents(z, self.latent_size)
-        return cells.seed(F.pad(z, (0, 1)), size)
+        return cells.seed(F.pad(z.to(next(self.parameters()).dtype), (0, 1)), size)
 
     def step(self, state: Tensor) -> Tensor:
         """One step, in which cells of the last grid age: `(B, C, H, W)` -> `(B, C, H, W)`."""

@@ -446,7 +446,8 @@ def evaluate(
     if not 0 <= seed < 2**32:
         raise ValueError(f"the seed is a whole number from 0 to {2**32 - 1}, not {seed}")
     folders = [pretrained.find(each) for each in (weights, against) if each is not None]
-    names = [_data_of(folder) for folder in folders]
+    configs = [pretrained.read_config(folder) for folder in folders]  # now: a running training may replace them
+    names = [_data_of(folder, config) for folder, config in zip(folders, configs, strict=True)]
     if names[0] != names[-1]:
         raise ValueError(f"only models of the same data can be compared, not of {names[0]} and {names[-1]}")
     device = hardware.best_device()
@@ -469,13 +470,14 @@ def evaluate(
         "machine": hardware.machine(device),
         "units": [UNIT, ELBO_IMAGES],
     }
-    settings = [pretrained.read_config(folder)["model"] for folder in folders]
     weights_of = [digest(model.state_dict().values()) for model in models]
-    identities = [{"weights": w, "model": s} | common for w, s in zip(weights_of, settings, strict=True)]
+    identities = [{"weights": w, "model": c["model"]} | common for w, c in zip(weights_of, configs, strict=True)]
+    if per_image is not None and out is not None and files.resolved(Path(per_image)) == files.resolved(Path(out)):
+        raise ValueError(f"{out} cannot hold the result and the bounds of each image, too: give two names")
     if per_image is not None:
         _require_file_for_bounds(Path(per_image), overwrite)
     kept = [] if out is None else _kept_beside(out, identities, overwrite)
-    begun = bool(kept) and bool(kept[0].load()[0])  # then `out` was asked about before, and not to be spared
+    begun = bool(kept) and kept[0].path.exists()  # then `out` was asked about before, and not to be spared
     if out is not None and not overwrite and not begun:
         _require_replaceable(Path(out), identities[0], None if against is None else folders[1].resolve().name)
     found, decoded = [], {} if against is not None and _differ_in_prior_alone(folders, models) else None
@@ -494,7 +496,7 @@ def evaluate(
         found.append(measured)
     evaluation = {key: common[key] for key in ("machine", "precision", "seed", "trust")}
     evaluation |= {"weights": weights_of[0], "commit": hardware.commit()}
-    result = _record(folders[0], models[0], found[0], evaluation)
+    result = _record(folders[0].resolve().name, configs[0], models[0], found[0], evaluation)
     if against is not None:
         result["against"] = {"name": folders[1].resolve().name} | _differences(*found)
     if per_image is not None:
@@ -548,6 +550,11 @@ def _require_file_for_bounds(path: Path, overwrite: bool) -> None:
             raise ValueError(f"{path} holds no bounds: give another name, or add --overwrite")
 
 
+def kept_path(out: str | os.PathLike) -> Path:
+    """The file beside a result to be, in which is kept what is done."""
+    return Path(f"{os.fspath(out)}.part.safetensors")
+
+
 def _kept_beside(out: str | os.PathLike, identities: list[dict], overwrite: bool) -> list[Kept]:
     """Where the evaluations of a model and of another one are kept; both, also where there is one model only.
 
@@ -556,7 +563,7 @@ def _kept_beside(out: str | os.PathLike, identities: list[dict], overwrite: bool
     Raises:
         ValueError: if one is of another evaluation. That is better known before the work than after hours.
     """
-    paths = (f"{os.fspath(out)}{middle}.part.safetensors" for middle in ("", ".against"))
+    paths = (kept_path(out), kept_path(f"{os.fspath(out)}.against"))
     kept = [Kept(path, identity) for path, identity in itertools.zip_longest(paths, identities, fillvalue={})]
     for each in kept if overwrite else ():
         each.remove()
@@ -582,12 +589,11 @@ def _as_part(progress: Callable[[int, int], None], before: int, parts: int) -> C
     return lambda done, total: progress(before * total + done, parts * total)
 
 
-def _record(folder: Path, model: VAE, measured: Bounds, evaluation: dict) -> dict:
-    """What a file of `results/` holds about weights in a folder."""
-    config = pretrained.read_config(folder)
+def _record(name: str, config: dict, model: VAE, measured: Bounds, evaluation: dict) -> dict:
+    """What a file of `results/` holds about weights of that name and config."""
     figures = ("images", "num_samples", "nats", "standard_error", "elbo", "elbo_standard_error")
     return {
-        "name": folder.resolve().name,
+        "name": name,
         "model": ModelConfig(**config["model"]).decoder,
         "data": config["training"]["data"],
         "split": "test",
@@ -600,9 +606,8 @@ def _record(folder: Path, model: VAE, measured: Bounds, evaluation: dict) -> dic
     }
 
 
-def _data_of(folder: Path) -> str:
-    """The data set that weights were trained on."""
-    config = pretrained.read_config(folder)
+def _data_of(folder: Path, config: dict) -> str:
+    """The data set that the weights in a folder were trained on."""
     training, run = config.get("training"), config.get("run")
     if not isinstance(training, dict) or "data" not in training or not isinstance(run, dict):
         raise ValueError(f"{folder / 'config.json'} does not say on which data the weights were trained, and how long")

@@ -122,6 +122,7 @@ def evidence(
     known = [None] * len(groups) if drawn is None else drawn.split(GROUP, dim=1)
     for images, mask, latents in zip(groups, observed.split(GROUP), known, strict=True):
         task = Task.of(model, images, mask)
+        latents = None if latents is None else latents.to(task.x)
         parts.append(_evidence(task, search, num_samples, chains, iterations, latents, generator))
     log_likelihood, upper, completion = (torch.cat(part) for part in zip(*parts, strict=True))
     return Evidence(log_likelihood, None if drawn is None and not chains else upper, completion.view(x.shape))

@@ -33,13 +33,15 @@ def image_grid(images: Picture | Sequence[Picture], columns: int = 8, pad: int =
         uint8 ``(height, width)`` for grey, ``(height, width, 3)`` for color.
 
     Raises:
-        ValueError: other shapes, several sizes, or NaN.
+        ValueError: other shapes, several sizes, NaN, or a negative pad.
 
     >>> image_grid(torch.zeros(4, 1, 8, 8), columns=2).shape
     (22, 22)
     """
     pictures = stack(to_pixels(images))
     columns = min(positive("columns", columns), len(pictures))
+    if pad < 0:
+        raise ValueError(f"pad is at least 0 pixels, not {pad}")
     rows = math.ceil(len(pictures) / columns)
     height, width = pictures.shape[1:3]
     grid = np.full(

@@ -31,8 +31,9 @@ class Film:
     def __init__(
         self, frames: np.ndarray, labels: Sequence[str], *, alt: str, fps: float, scale: int, poster: int
     ) -> None:
-        self.frames, self.labels, self.alt = frames, list(labels), alt
-        self.fps, self.scale, self.poster = fps, scale, poster % len(frames)
+        self.frames, self.labels, self.alt = frames, list(map(str, labels)), alt
+        # Numbers of NumPy are no JSON.
+        self.fps, self.scale, self.poster = float(fps), int(scale), int(poster) % len(frames)
         self._html = self._build(palette=False)
         if len(self._html) > MAX_BYTES and frames.ndim == 4:
             self._html = self._build(palette=True)

@@ -180,7 +180,7 @@ def hidden_colors(states: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         One float32 ``(3, H, W)`` in [0, 1] on the CPU for each state: frames for `film` or `strip`.
 
     Raises:
-        ValueError: no states, other shapes, different C, or values that are not finite.
+        ValueError: no states, other shapes, different C, fewer than two cells in all, or values that are not finite.
 
     >>> [tuple(frame.shape) for frame in hidden_colors([torch.rand(8, 2, 2), torch.rand(8, 4, 4)])]
     [(3, 2, 2), (3, 4, 4)]
@@ -190,6 +190,8 @@ def hidden_colors(states: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     if not shapes or any(len(shape) != 3 or shape[0] < 3 or shape[0] != shapes[0][0] for shape in shapes):
         raise ValueError(f"hidden_colors needs cell states (C, H, W) with the same C >= 3, got {shapes or 'none'}")
     cells = torch.cat([state.flatten(1).T for state in states])  # (cells of all states, C)
+    if len(cells) < 2:
+        raise ValueError("hidden_colors needs at least two cells: a single one has no directions in which it differs")
     if not cells.isfinite().all():
         raise ValueError("hidden_colors needs finite states, got NaN or infinity")
     axes = torch.linalg.eigh(torch.cov(cells.T)).eigenvectors[:, -3:].flip(1)  # (C, 3), largest variance first

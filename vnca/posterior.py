@@ -139,8 +139,14 @@ def bank(model: VAE, size: int, generator: torch.Generator | None) -> Tensor:
 
 
 def prepare(model: VAE, generator: torch.Generator | None) -> Search:
-    """What `fit` needs to know of a model."""
+    """What `fit` needs to know of a model.
+
+    Raises:
+        ValueError: if no image of the model is finite.
+    """
     logits = bank(model, BANK, generator)
+    if not logits.isfinite().all(dim=1).any():
+        raise ValueError("the model's images are not finite numbers: it was trained with too high a learning rate")
     mean, scale = encode(model, logits.sigmoid().round())  # (P, D)
     information = gaussian_kl(mean.T, scale.log().T) / BANK  # (D,)
     used = information >= min(USED, information.max().item())

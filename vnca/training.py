@@ -39,6 +39,7 @@ SAMPLES_SECONDS = 300  # between two grids of samples in TensorBoard, because on
 SKIPS = 10  # updates in a row that may be skipped before the run ends
 FILES = (checkpoints.NAME, "metrics.jsonl", "model.safetensors", "config.json", "samples.png")  # of a run
 LOCK = ".lock"  # held while a run writes; it says nothing, and stays
+LITTER = (".", "Thumbs.db", "desktop.ini")  # how names begin that systems leave in any folder, and that of the lock
 
 
 class TrainingError(RuntimeError):
@@ -149,6 +150,7 @@ class _Run:
                 f"a batch of {self.batch_size} images cannot be shared equally by {accelerator.num_processes} "
                 "processes: choose another number of processes"
             )
+        self.before = [] if resumed else _before(config)  # before weights are read that a running training may replace
         started = time.monotonic()
         model = _start(config, None if resumed else images).to(accelerator.device, memory_format=torch.channels_last)
         for buffer in model.buffers():  # the numbers that a prior is about, as the first process has chosen them
@@ -175,7 +177,6 @@ class _Run:
         self.totals = torch.zeros(4, device=accelerator.device)  # since the last record: see `step`
         self.skips = torch.zeros(2, dtype=torch.int64, device=accelerator.device)  # in a row, and in all
         self.commit = hardware.commit()
-        self.before = [] if resumed else _before(config)
         processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
         self.hardware = hardware.describe(accelerator.device) + processes
 
@@ -207,7 +208,7 @@ class _Run:
                 self.step()
                 self.seconds = self.mean_over_processes(spent + time.monotonic() - started)
                 if self.update % LOG_EVERY == 0 or self.fraction == 1:
-                    record = self.record((self.update - since) * self.batch_size / (time.monotonic() - logged))
+                    record = self.record((self.update - since) * self.batch_size / max(time.monotonic() - logged, 1e-9))
                     since, logged = self.update, time.monotonic()
                     if metrics is not None:
                         metrics.log(record)
@@ -490,6 +491,11 @@ def _require_room_in_pool(objective: torch.nn.Module, batch_size: int) -> None:
 def _check(config: TrainConfig, out: Path, resume: bool, overwrite: bool, checkpoint_minutes: float) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give the name of a folder")
+    taught = sum(updates for _, updates in config.lessons)
+    if config.updates is not None and config.updates < taught:
+        raise ValueError(
+            f"the lessons on small grids take {taught:,} updates, so {config.updates:,} would end among them: give more"
+        )
     if not 0 < checkpoint_minutes < math.inf:
         raise ValueError(f"checkpoint_minutes is a positive number, not {checkpoint_minutes}")
     if resume:
@@ -497,7 +503,7 @@ def _check(config: TrainConfig, out: Path, resume: bool, overwrite: bool, checkp
             raise ValueError(f"the run to resume has another configuration: {'; '.join(found)}")
     elif out.is_dir() and (foreign := _foreign(out)):
         raise ValueError(f"--out {out} holds {foreign}, and no run that could be overwritten; give another folder")
-    elif out.is_dir() and any(path.name != LOCK for path in out.iterdir()) and not overwrite:
+    elif out.is_dir() and any(not path.name.startswith(LITTER) for path in out.iterdir()) and not overwrite:
         going_on = "--resume to go on, or " if (out / checkpoints.NAME).is_file() else ""
         raise ValueError(f"--out {out} already has files: add {going_on}--overwrite to start anew")
 
@@ -508,7 +514,7 @@ def _foreign(out: Path) -> str | None:
         saved_config(out)
     except ValueError:
         names = sorted(path.name for path in out.iterdir())
-        return next((name for name in names if not name.startswith(FILES) and name not in ("tensorboard", LOCK)), None)
+        return next((name for name in names if not name.startswith((*FILES, *LITTER)) and name != "tensorboard"), None)
     return None
 
 

@@ -13,6 +13,7 @@
   }
 
   const WAYS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }; // rows, columns
+  const ENDS = ["pointerup", "pointercancel", "lostpointercapture"]; // of a gesture
 
   /** A square grid of cells on a canvas, one pixel for a cell: digits in white on black, colors on paper of the page. */
   class Screen {
@@ -135,16 +136,16 @@
         canvas.classList.remove("live-keys");
         touch(event);
       });
+      const end = (event) => {
+        if (!last || !event.isPrimary) return;
+        last = null;
+        done();
+      };
       canvas.addEventListener("pointermove", (event) => {
-        if (last && event.isPrimary && moved(last, event)) touch(event);
+        if (!event.buttons) end(event); // what ended it was told elsewhere, say to a menu
+        else if (last && event.isPrimary && moved(last, event)) touch(event);
       });
-      for (const end of ["pointerup", "pointercancel"]) {
-        canvas.addEventListener(end, (event) => {
-          if (!last || !event.isPrimary) return;
-          last = null;
-          done();
-        });
-      }
+      for (const name of ENDS) canvas.addEventListener(name, end);
       canvas.addEventListener("keydown", (event) => {
         const { row, col } = this.#at;
         if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -198,16 +199,16 @@
         held = true;
         follow(event);
       });
+      const end = (event) => {
+        if (!held || !event.isPrimary) return;
+        held = false;
+        done();
+      };
       canvas.addEventListener("pointermove", (event) => {
-        if (held && event.isPrimary) follow(event);
+        if (!event.buttons) end(event); // as in `onCells`
+        else if (held && event.isPrimary) follow(event);
       });
-      for (const end of ["pointerup", "pointercancel"]) {
-        canvas.addEventListener(end, (event) => {
-          if (!held || !event.isPrimary) return;
-          held = false;
-          done();
-        });
-      }
+      for (const name of ENDS) canvas.addEventListener(name, end);
       canvas.addEventListener("keydown", (event) => {
         const way = WAYS[event.key];
         if (!way || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -274,8 +275,8 @@
         this.#button.classList.add("live-play");
       }
       this.playing = !moves || !stage.calm;
-      new IntersectionObserver(([entry]) => {
-        this.#inSight = entry.isIntersecting;
+      new IntersectionObserver((entries) => {
+        this.#inSight = entries.at(-1).isIntersecting; // the latest, where a busy page gets several at once
         this.#wake();
       }).observe(stage.element);
       document.addEventListener("visibilitychange", () => this.#wake());

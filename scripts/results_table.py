@@ -54,6 +54,11 @@ WIDER = (
     "log-likelihood. Published models would gain by that, too: compare them with the row above."
 )
 
+ELSEWHERE = (
+    "Grown by faster code that is not in this repository: {names}. The bound of each image is kept beside the result, "
+    "and a test computes some of them again with the package."
+)
+
 
 def own_row(run: dict, folder: str) -> str:
     sizes = sizes_of(run["parameters"]["decoder"], run["parameters"].get("prior", 0))
@@ -187,6 +192,8 @@ def render_results(page: str) -> str:
             below.append(folded(f"Figures on {images:,} images of {data}", text, page))
     if wider:
         seen.append(WIDER.format(trust=" and ".join(f"{trust:g}" for trust in sorted(set(map(trust_of, wider))))))
+    if elsewhere := [wider_name(run) for run in wider if "program" in run["evaluation"]]:
+        seen.append(ELSEWHERE.format(names=", ".join(f"`{name}`" for name in elsewhere)))
     if notes := [note_on_expected(run) for run in runs if "measured" in run]:
         seen.append(EXPECTED)
         below.append(folded("How each expected figure was made", "\n\n".join(notes), page))

@@ -106,6 +106,11 @@ def test_a_model_evaluated_from_wider_proposals_has_a_second_row(results, tmp_pa
     ), "right below it, though published figures lie between the two"
     assert results_table.WIDER.format(trust=0.7) in text and "all others in 32: `doubling-mnist`." in text
     assert text.count("| `doubling-mnist` |") == 1, "it was trained once"
+    assert "not in this repository" not in text
+    plain = RUN | {"nats": -84.1, "evaluation": evaluation | {"program": "another"}}
+    (tmp_path / "results" / "doubling-mnist-trust-0.7.json").write_text(json.dumps(plain))
+    elsewhere = results_table.ELSEWHERE.format(names="`doubling-mnist-trust-0.7`")
+    assert elsewhere in results_table.render_results("README.md")
     results(images=1000)
     assert "wider" not in results_table.render_results("README.md"), "nothing to compare it with"
 
@@ -523,6 +528,12 @@ def test_wider_proposals_bring_what_chapter_7_says():
     short = min(published_vncas()) - contents.result("doubling-mnist")["nats"]
     more, error = gains["doubling-mnist"]
     assert 0.2 < short < 0.3 and more - 2 * error > short, "more than the quarter of a nat"
+    plain, wide = (contents.result(f"doubling-mnist{ending}")["nats"] for ending in ("", "-trust-0.7"))
+    assert wide - plain == pytest.approx(more, abs=error), "on all images as much as on the few"
+    paper, reproduction = sorted(published_vncas())
+    assert 0.07 < wide - paper < 0.13, "a tenth of a nat above the paper's, in chapters 4 and 7"
+    assert abs(wide - reproduction) < 0.05, "about that of the reproduction, in chapter 4"
+    assert 0.3 < reproduction - plain < 0.37, "and a third of a nat below without, in chapter 4"
 
 
 def test_bounds_lie_as_far_below_the_log_likelihood_as_chapter_7_says():

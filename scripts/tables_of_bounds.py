@@ -85,6 +85,24 @@ def render_proposals() -> str:
     )
 
 
+def paired_gaps(rows: list[dict]) -> str:
+    """The two models that were measured on the most images, compared on those that both were measured on."""
+    first, second = sorted(rows, key=lambda row: -len(row["figures"]["upper"]))[:2]
+    count = len(second["figures"]["upper"])
+    ours, theirs = ({name: row["figures"][name][:count] for name in ("bound", "upper")} for row in (first, second))
+
+    def less(values: list[float], others: list[float]) -> str:
+        differences = [value - other for value, other in zip(values, others, strict=True)]
+        return f"{signed(statistics.mean(differences))} ± {statistics.stdev(differences) / count**0.5:.2f}"
+
+    gap, other_gap = ([u - b for u, b in zip(each["upper"], each["bound"], strict=True)] for each in (ours, theirs))
+    return (
+        f"`{second['model']}` less `{first['model']}`, image by image on the {count} that both were measured on: "
+        f"{less(other_gap, gap)} in the gap between the bound and the upper bound, and "
+        f"{less(theirs['upper'], ours['upper'])} in the upper bound."
+    )
+
+
 def render_gaps() -> str:
     """How far each model's figures lie below log p(x): one row for each model, image by image."""
     found = result("gaps")
@@ -114,6 +132,8 @@ def render_gaps() -> str:
             f"`{found['data']}`. The ELBO and the bound draw {settings['num_samples']} latents, the bounds from both "
             f"sides {settings['samples_of_both_sides']} with {settings['chains']} chains of {settings['iterations']} "
             f"iterations, and a search makes {settings['updates_of_search']} updates; {'; '.join(machines)}.",
+            "",
+            paired_gaps(found["rows"]),
         ]
     )
 

@@ -530,6 +530,8 @@ def test_wider_proposals_bring_what_chapter_7_says():
     assert 0.2 < short < 0.3 and more - 2 * error > short, "more than the quarter of a nat"
     plain, wide = (contents.result(f"doubling-mnist{ending}")["nats"] for ending in ("", "-trust-0.7"))
     assert wide - plain == pytest.approx(more, abs=error), "on all images as much as on the few"
+    log = (contents.ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"{contents.signed(wide)} nats with them" in log and f"{contents.signed(plain)} from its posterior" in log
     paper, reproduction = sorted(published_vncas())
     assert 0.07 < wide - paper < 0.13, "a tenth of a nat above the paper's, in chapters 4 and 7"
     assert abs(wide - reproduction) < 0.05, "about that of the reproduction, in chapter 4"

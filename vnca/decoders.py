@@ -111,9 +111,12 @@ class CellDecoder(nn.Module):
         Raises:
             ValueError: if `z` has another shape.
         """
+        return cells.seed(F.pad(self._checked(z), (self.channels - self.latent_size, 0)), size)
+
+    def _checked(self, z: Tensor) -> Tensor:
+        """Latents `(B, D)` in the type of the weights (those of NumPy are float64); `ValueError` for another shape."""
         _require_latents(z, self.latent_size)
-        z = z.to(next(self.parameters()).dtype)  # float64 from NumPy
-        return cells.seed(F.pad(z, (self.channels - self.latent_size, 0)), size)
+        return z.to(next(self.parameters()).dtype)
 
     def step(self, state: Tensor) -> Tensor:
         """One step: `(B, C, H, W)` -> `(B, C, H, W)`."""
@@ -306,8 +309,7 @@ class PersistentDecoder(DoublingDecoder):
         Raises:
             ValueError: if `z` has another shape.
         """
-        _require_latents(z, self.latent_size)
-        return cells.seed(F.pad(z.to(next(self.parameters()).dtype), (0, 1)), size)
+        return cells.seed(F.pad(self._checked(z), (0, 1)), size)
 
     def step(self, state: Tensor) -> Tensor:
         """One step, in which cells of the last grid age: `(B, C, H, W)` -> `(B, C, H, W)`."""

@@ -59,21 +59,22 @@ class Table:
     def __init__(self, path: Path, x: Tensor):
         self.path = path
         self.head = {"data": DATA, "split": "test", "images": len(x), "seed": SEED}
-        found = json.loads(path.read_text()) if path.exists() else {**self.head, "rows": []}
-        self.rows = found["rows"]
+        found = json.loads(path.read_text()) if path.exists() else self.head
         if others := differences({name: found[name] for name in self.head}, self.head):
             raise ValueError(f"the rows of {path} were measured otherwise: {'; '.join(others)}; give another --out")
+
+    @property
+    def rows(self) -> list[dict]:
+        """What is in the file now, also what another call has added to it."""
+        return json.loads(self.path.read_text())["rows"] if self.path.exists() else []
 
     def has(self, model: str, mask: str, identity: dict) -> bool:
         return any((row["model"], row["mask"], row["identity"]) == (model, mask, identity) for row in self.rows)
 
     def put(self, row: dict) -> None:
         row |= {"date": datetime.date.today().isoformat(), "commit": hardware.commit()}
-        if self.path.exists():  # another call may have added to it
-            self.rows = json.loads(self.path.read_text())["rows"]
-        self.rows = [other for other in self.rows if (other["model"], other["mask"]) != (row["model"], row["mask"])]
-        self.rows.append(row)
-        files.write_json(self.path, {**self.head, "rows": self.rows})
+        others = [other for other in self.rows if (other["model"], other["mask"]) != (row["model"], row["mask"])]
+        files.write_json(self.path, {**self.head, "rows": [*others, row]})
         figures = [
             f"{name.replace('_', ' ')} {value[0]:.4f} ± {value[1]:.4f}"
             for name, value in row.items()

@@ -22,6 +22,7 @@ AFFORDABLE = 1e12  # multiply-adds of all growths, up to which every ELBO of a r
 WIDER = sorted((ROOT / "results").glob("*-trust-*.json"))  # results from wider proposals, bounds of each image beside
 AGAIN = 2  # images of them that are evaluated again
 ROUNDING = 0.15  # nats an image, by which 16 bits on one machine and on another differ
+SHORT = hardware.has_bfloat16(torch.device("cpu"))
 DECODED, DECODED_AGAIN = {}, {}  # by encoder and decoder, and images: what was decoded for weights with another prior
 has_data = pytest.mark.skipif(
     not list(DATA.glob("binarized_mnist/*test*")), reason="VNCA_DATA holds no binarized_mnist folder"
@@ -34,7 +35,7 @@ def test_the_recorded_figures_hold_on_other_images(name):
     recorded = json.loads((ROOT / "results" / f"{name}.json").read_text())
     model = vnca.load(name)
     large = multiply_adds(model.decoder, (model.latent_size,)) > LARGE
-    short = large and hardware.has_bfloat16(torch.device("cpu"))
+    short = large and SHORT
     count, samples = (FEWER_IMAGES, FEWER_SAMPLES) if large else (IMAGES, SAMPLES)
     images = evaluation.choose(data.load(recorded["data"], "test").tensors[0], count, seed=1)
     decoded = DECODED.setdefault(evaluation.body(model), {})
@@ -53,13 +54,12 @@ def test_the_recorded_elbo_comes_out_again_from_the_same_images_and_noise(name):
         pytest.skip(f"{recorded['images']:,} growths of this size are too many for a test")
     images = data.binarize(evaluation.choose(data.load(recorded["data"], "test").tensors[0], recorded["images"]))
     units = [unit for unit in evaluation._units(len(images), 1) if unit.bound == "elbo"]
-    short = hardware.has_bfloat16(torch.device("cpu"))
     decoded = DECODED_AGAIN.setdefault((evaluation.body(model), len(images)), {})
     values = []
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=short):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=SHORT):
         for unit in units:
             values += evaluation._bound(model, images, [unit], settings["seed"], settings.get("trust", 1.0), decoded)
-    exact = not short and settings["precision"] == "float32"
+    exact = not SHORT and settings["precision"] == "float32"
     assert sum(values) / len(values) == pytest.approx(recorded["elbo"], abs=0.005 if exact else 0.08)
 
 
@@ -84,7 +84,7 @@ def test_the_bounds_that_a_figure_is_the_mean_of_come_out_again(path):
             for unit in evaluation._units(len(images), recorded["num_samples"])
             if unit.bound == "iwae" and unit.first <= image < unit.last
         ]
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=hardware.has_bfloat16(torch.device("cpu"))):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=SHORT):
             log_weights = evaluation._log_weights(model, images, units, settings["seed"], settings["trust"], None)
         again = log_weights.logsumexp(dim=0) - math.log(recorded["num_samples"])
         assert again.item() == pytest.approx(iwaes[image].item(), abs=ROUNDING)

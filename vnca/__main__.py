@@ -101,10 +101,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         except KeyboardInterrupt:
             bar.close()
             kept = "with --out it could go on"
-            if options.out is not None:
-                kept = "nothing was done yet"
             if options.out is not None and evaluation.kept_path(options.out).exists():
                 kept = f"the same call{' without --overwrite' if options.overwrite else ''} goes on from here"
+            elif options.out is not None:
+                kept = "nothing was done yet"
             print(f"stopped; {kept}")
             raise
     wider = "" if options.trust == 1 else f" from wider proposals, trust {options.trust:g}"

@@ -472,7 +472,7 @@ def evaluate(
     }
     weights_of = [digest(model.state_dict().values()) for model in models]
     identities = [{"weights": w, "model": c["model"]} | common for w, c in zip(weights_of, configs, strict=True)]
-    if per_image is not None and out is not None and files.resolved(Path(per_image)) == files.resolved(Path(out)):
+    if per_image is not None and out is not None and files.resolved(per_image) == files.resolved(out):
         raise ValueError(f"{out} cannot hold the result and the bounds of each image, too: give two names")
     if per_image is not None:
         _require_file_for_bounds(Path(per_image), overwrite)

@@ -492,7 +492,7 @@ def _check(config: TrainConfig, out: Path, resume: bool, overwrite: bool, checkp
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give the name of a folder")
     taught = sum(updates for _, updates in config.lessons)
-    if config.updates is not None and config.updates < taught:
+    if not resume and config.updates is not None and config.updates < taught:
         raise ValueError(
             f"the lessons on small grids take {taught:,} updates, so {config.updates:,} would end among them: give more"
         )

@@ -100,6 +100,28 @@
       this.#context.putImageData(this.#image, 0, 0);
     }
 
+    /** Follows a mouse, finger or pen from its press on the canvas to its release, wherever that is. */
+    #onGesture({ begin, move, end }) {
+      const canvas = this.#canvas;
+      let held = false;
+      const release = (event) => {
+        if (!held || !event.isPrimary) return;
+        held = false;
+        end();
+      };
+      canvas.addEventListener("pointerdown", (event) => {
+        if (event.button !== 0 || !event.isPrimary) return;
+        canvas.setPointerCapture(event.pointerId);
+        held = true;
+        begin(event);
+      });
+      canvas.addEventListener("pointermove", (event) => {
+        if (!event.buttons) release(event); // its end was told elsewhere, say to a menu
+        else if (held && event.isPrimary) move(event);
+      });
+      for (const name of ENDS) canvas.addEventListener(name, release);
+    }
+
     /**
      * Lets readers act on cells: by mouse, finger or pen, tapped or dragged, or with arrow keys and Enter or Space.
      *
@@ -130,22 +152,19 @@
         const cell = this.#cellAt(event);
         return cell.row !== row || cell.col !== col || size !== this.#size;
       };
-      canvas.addEventListener("pointerdown", (event) => {
-        if (event.button !== 0 || !event.isPrimary) return;
-        canvas.setPointerCapture(event.pointerId);
-        canvas.classList.remove("live-keys");
-        touch(event);
+      this.#onGesture({
+        begin: (event) => {
+          canvas.classList.remove("live-keys");
+          touch(event);
+        },
+        move: (event) => {
+          if (moved(last, event)) touch(event);
+        },
+        end: () => {
+          last = null;
+          done();
+        },
       });
-      const end = (event) => {
-        if (!last || !event.isPrimary) return;
-        last = null;
-        done();
-      };
-      canvas.addEventListener("pointermove", (event) => {
-        if (!event.buttons) end(event); // what ended it was told elsewhere, say to a menu
-        else if (last && event.isPrimary && moved(last, event)) touch(event);
-      });
-      for (const name of ENDS) canvas.addEventListener(name, end);
       canvas.addEventListener("keydown", (event) => {
         const { row, col } = this.#at;
         if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -176,7 +195,6 @@
       const canvas = this.#canvas;
       const point = make("div", "live-point", canvas.parentElement);
       const at = { x: 0.5, y: 0.5 };
-      let held = false;
       canvas.tabIndex = 0;
       canvas.setAttribute("role", "application"); // so that screen readers pass on the arrow keys
       canvas.classList.add("live-touch");
@@ -193,22 +211,7 @@
         const box = canvas.getBoundingClientRect();
         move((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
       };
-      canvas.addEventListener("pointerdown", (event) => {
-        if (event.button !== 0 || !event.isPrimary) return;
-        canvas.setPointerCapture(event.pointerId);
-        held = true;
-        follow(event);
-      });
-      const end = (event) => {
-        if (!held || !event.isPrimary) return;
-        held = false;
-        done();
-      };
-      canvas.addEventListener("pointermove", (event) => {
-        if (!event.buttons) end(event); // as in `onCells`
-        else if (held && event.isPrimary) follow(event);
-      });
-      for (const name of ENDS) canvas.addEventListener(name, end);
+      this.#onGesture({ begin: follow, move: follow, end: done });
       canvas.addEventListener("keydown", (event) => {
         const way = WAYS[event.key];
         if (!way || event.ctrlKey || event.metaKey || event.altKey) return;

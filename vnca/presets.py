@@ -315,7 +315,10 @@ PRESETS = {
         REFINE, "what `best` trained, with a learned prior and the importance-weighted bound of 5 samples"
     ),
     "refine-plain": Preset(
-        REFINE_PLAIN, "what `best` trained, with the importance-weighted bound of 5 samples and the plain prior"
+        REFINE_PLAIN,
+        "what `best` trained, with the importance-weighted bound of 5 samples and the plain prior",
+        minutes=70.0,
+        hardware="two cores of an AMD EPYC",
     ),
     "fit-prior": Preset(
         FIT_PRIOR,

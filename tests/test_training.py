@@ -230,6 +230,16 @@ def test_two_processes_do_what_one_does(tmp_path, more):
     assert "2 processes" in json.loads((tmp_path / "two" / "config.json").read_text())["run"]["hardware"]
 
 
+def test_a_persistent_decoder_begins_with_the_learned_prior_of_a_doubling_one(tmp_path):
+    config = replace(TINY, model=replace(TINY.model, components=3))
+    training.train(config, tmp_path / "doubling")
+    options = TINY.model.decoder_options | {"min_steps": 1, "max_steps": 2}
+    model = replace(config.model, decoder="persistent", decoder_options=options)
+    started = run_of(replace(config, model=model, init_from=str(tmp_path / "doubling"))).objective.model
+    theirs = vnca.load(tmp_path / "doubling")
+    assert same(started.prior.state_dict(), theirs.prior.state_dict())
+
+
 def test_a_persistent_decoder_begins_with_the_weights_of_a_doubling_one(tmp_path):
     training.train(TINY, tmp_path / "grown")
     options = TINY.model.decoder_options | {"min_steps": 1, "max_steps": 2}
@@ -272,7 +282,7 @@ def test_a_signal_to_a_real_run_leaves_a_loadable_checkpoint(tmp_path, number, c
     assert "Traceback" not in stderr and "--resume" in stdout
     vnca.load(out)
     done = json.loads((out / "config.json").read_text())["run"]["updates"]
-    assert done >= 20 and f"stopped after update {done}" in stdout
+    assert done >= 20 and f"stopped after update {done}, the last one kept" in stdout
 
 
 def test_a_run_whose_gradients_stay_infinite_stops_with_advice(tmp_path, capsys, monkeypatch):
@@ -645,6 +655,14 @@ def test_a_run_that_would_end_among_its_lessons_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_whose_minutes_end_among_its_lessons_says_so(tmp_path, capsys):
+    config = replace(REGROWING, lessons=((8, 100_000),), updates=None, minutes=0.005)
+    training.train(config, tmp_path / "run")
+    assert "the run ended among its lessons, after " in capsys.readouterr().out
+    training.train(replace(REGROWING, lessons=((8, 2),), updates=3), tmp_path / "other")
+    assert "among its lessons" not in capsys.readouterr().out
+
+
 def test_lessons_leave_the_encoder_as_it_was_and_resume_as_if_never_stopped(tmp_path, monkeypatch):
     config = replace(REGROWING, lessons=((8, 2), (16, 2)), updates=7, ema=0.0)
     before = run_of(config).objective.model.encoder.state_dict()
@@ -951,6 +969,17 @@ def test_a_checkpoint_with_something_wrong_in_it_is_not_gone_on_from(tmp_path, c
     assert main(["train", "--out", str(out), "--resume"]) == 2
     error = one_line_error(capsys)
     assert checkpoints.NAME in error and "start again with --overwrite" in error
+
+
+def test_a_full_device_is_not_called_a_damaged_checkpoint(tmp_path, monkeypatch):
+    training.train(replace(TINY, updates=2), tmp_path / "run")
+
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(checkpoints, "_lay_out_like_parameters", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        training.train(replace(TINY, updates=2), tmp_path / "run", resume=True)
 
 
 def test_a_checkpoint_without_metadata_is_called_so(tmp_path):

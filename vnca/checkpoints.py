@@ -45,6 +45,8 @@ def restore(folder: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Op
         _require_state(state, optimizer, begun=progress["update"] > 0)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         _lay_out_like_parameters(optimizer)
+    except torch.OutOfMemoryError:
+        raise  # the device is full, and the file may be sound
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the checkpoint {path} cannot be read ({reason}); start again with --overwrite") from None

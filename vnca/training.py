@@ -120,10 +120,16 @@ def train(
         with _signals_wait() as stopped:
             run.go(stopped, 60 * checkpoint_minutes, on_log)
         if run.fraction < 1:
-            accelerator.print(f"stopped after update {run.update}; go on with --resume")
+            accelerator.print(f"stopped after update {run.kept}, the last one kept; go on with --resume")
             raise KeyboardInterrupt
         if accelerator.is_main_process:
             save_png(run.samples(64), out / "samples.png")
+    taught = sum(updates for _, updates in config.lessons)
+    if run.update < taught:
+        accelerator.print(
+            f"the run ended among its lessons, after {run.update:,} of their {taught:,} updates: what comes after "
+            "them was not trained; give more minutes"
+        )
     accelerator.print(f"done: {run.update:,} updates in {run.seconds / 60:.1f} minutes; see {out}")
     accelerator.end_training()
     return run.best
@@ -172,6 +178,7 @@ class _Run:
         self.host = torch.Generator()  # of what is drawn on the CPU
         self.order = (-1, torch.empty(0))  # epoch, its permutation of the images
         self.update = 0  # updates done
+        self.kept = 0  # those that the last checkpoint has
         # Spent so far, in all parts of the run. The fit of a prior counts where it is all there is to do.
         self.seconds = 0.0 if config.updates != 0 else time.monotonic() - started
         self.totals = torch.zeros(4, device=accelerator.device)  # since the last record: see `step`
@@ -339,6 +346,7 @@ class _Run:
         if not self.accelerator.is_main_process:
             return
         progress = {"update": self.update, "seconds": self.seconds, "skipped": self.skips[1].item()}
+        self.kept = self.update
         checkpoints.save(self.out, self.parts(), self.optimizer.optimizer, progress)
         pretrained.save(
             self.best,
@@ -360,6 +368,7 @@ class _Run:
         """Go on from the checkpoint; raises `ValueError` if it or the record of its run is damaged."""
         progress = checkpoints.restore(self.out, self.parts(), self.optimizer.optimizer)
         self.update, self.seconds = progress["update"], progress["seconds"]
+        self.kept = self.update
         self.skips[1] = progress["skipped"]
         theirs = pretrained.read_config(self.out).get("run")
         if not isinstance(theirs, dict) or not {"hardware", "commit"} <= theirs.keys():
@@ -399,7 +408,7 @@ def _start(config: TrainConfig, images: Tensor | None) -> VAE:
         but_for_prior = replace(theirs, **prior) if to_fit else theirs
         if found := differences(vars(_growth(but_for_prior)), vars(_growth(config.model))):
             raise ValueError(f"the weights {config.init_from} are of another model: {'; '.join(found)}")
-        to_fit = to_fit and (theirs != config.model or config.updates == 0)
+        to_fit = to_fit and (theirs != but_for_prior or config.updates == 0)
         weights = pretrained.load(config.init_from).state_dict().items()
         weights = {key: value for key, value in weights if not (to_fit and key.startswith("prior."))}
         model.load_state_dict(model.state_dict() | weights)

@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -527,7 +528,7 @@ def test_a_folder_that_cannot_be_written_is_known_at_once(weights, tmp_path):
     def too_late(done, total):
         raise AssertionError("the work began")
 
-    with pytest.raises(OSError):
+    with pytest.raises(ValueError, match="lies in one that does not exist"):
         evaluation.evaluate(weights, 2, 5, out=tmp_path / "missing" / "result.json", progress=too_late)
 
 
@@ -573,6 +574,18 @@ def test_a_result_tells_of_the_weights_it_read_and_not_of_later_ones(weights, tm
     assert result["updates"] == config["run"]["updates"]
 
 
+def test_weights_that_a_training_replaces_meanwhile_are_not_taken_for_those_of_the_config(weights, tmp_path, capsys):
+    folder = shutil.copytree(weights, tmp_path / "run")
+    config = pretrained.read_config(folder)
+    pretrained.save(
+        pretrained.load(weights), CONFIG, folder, training=config["training"], run=config["run"] | {"updates": 7}
+    )
+    files.write_json(folder / "config.json", config)  # the one that was read before
+    assert main(["evaluate", "--weights", str(folder), "--limit", "9", "--num-samples", "4"]) == 2
+    error = capsys.readouterr().err
+    assert "are of update 7, and its config.json of update 1" in error and error.count("\n") == 1
+
+
 def test_the_command_line_goes_on_refuses_and_starts_anew(weights, tmp_path, monkeypatch, capsys):
     out = tmp_path / "result.json"
     command = ["evaluate", "--weights", weights, "--limit", "9", "--num-samples", "70", "--out", str(out)]
@@ -598,12 +611,14 @@ def test_the_command_line_goes_on_refuses_and_starts_anew(weights, tmp_path, mon
 
 def test_a_result_is_replaced_by_that_of_another_evaluation_only_when_told(weights, others, tmp_path, capsys):
     out = tmp_path / "result.json"
+    same_name = str(shutil.copytree(weights, tmp_path / Path(others).name))
     command = ["evaluate", "--limit", "9", "--num-samples", "4", "--out", str(out), "--weights"]
     assert main([*command, weights, "--against", others]) == 0
     before = out.read_bytes()
     for arguments, reason in (
         ([others, "--against", others], "weights is '"),
         ([weights, "--against", weights], "against is '"),
+        ([weights, "--against", same_name], "weights of against is '"),
         ([weights], "now. Give another name, or add --overwrite"),
         ([weights, "--against", others, "--seed", "3"], "seed is 0 there, 3 now"),
         ([weights, "--against", others, "--num-samples", "5"], "num_samples is 4 there, 5 now"),
@@ -617,7 +632,13 @@ def test_a_result_is_replaced_by_that_of_another_evaluation_only_when_told(weigh
     assert main([*command, weights, "--against", others]) == 0, "the same may be measured anew"
     assert main([*command, weights, "--overwrite"]) == 0
     assert main([*command, weights, "--against", others]) == 0, "and a comparison added"
-    assert "against" in json.loads(out.read_text())
+    result = json.loads(out.read_text())
+    del result["against"]["weights"]  # as in older results
+    out.write_text(json.dumps(result))
+    assert main([*command, weights, "--against", others]) == 0
+    assert json.loads(out.read_text())["against"]["weights"] == evaluation.digest(
+        pretrained.load(others).state_dict().values()
+    )
 
 
 def test_results_of_before_there_were_wider_proposals_drew_from_the_posterior(weights, tmp_path):
@@ -655,7 +676,18 @@ def test_the_bounds_of_each_image_are_written_where_they_are_asked_for(weights, 
     assert identity["weights"] == result["evaluation"]["weights"] and identity["num_samples"] == 4
     images = data.binarize(data.load("digits", "test").tensors[0])
     assert torch.equal(images[indices], evaluation.choose(images, 9)) and len(indices) == len(elbos) == len(iwaes) == 9
-    assert main(command) == 0, "bounds are replaced by bounds"
+    assert main(command) == 0, "bounds are replaced by those of the same evaluation"
+    before = each.read_bytes()
+    for more, reason in (
+        (["--seed", "3"], "seed is 0 there, 3 now"),
+        (["--weights", others], "weights is '"),
+        (["--trust", "0.5"], "trust is 1.0 there, 0.5 now"),
+    ):
+        assert main([*command, *more]) == 2
+        error = capsys.readouterr().err
+        assert "holds the bounds of another evaluation" in error and reason in error and error.count("\n") == 1
+    assert each.read_bytes() == before
+    assert main([*command, "--seed", "3", "--overwrite"]) == 0 and each.read_bytes() != before
 
 
 def test_no_other_file_is_replaced_by_the_bounds_of_each_image(weights, tmp_path, capsys):
@@ -688,10 +720,12 @@ def test_no_other_file_is_replaced_by_the_bounds_of_each_image(weights, tmp_path
     with pytest.raises(ValueError, match="NAME.safetensors"):
         evaluation.evaluate(weights, 4, 9, per_image=folder / "config.json")
     progress = []
-    with pytest.raises(OSError, match="nowhere"):
+    with pytest.raises(ValueError, match="per_image nowhere/b.safetensors is a folder or lies in one that does not"):
         evaluation.evaluate(
             weights, 4, 9, per_image="nowhere/b.safetensors", progress=lambda *call: progress.append(call)
         )
+    with pytest.raises(ValueError, match="out .* is a folder"):
+        evaluation.evaluate(weights, 4, 9, out=tmp_path, progress=lambda *call: progress.append(call))
     assert not progress, "it is known before the work begins"
     assert main([*command, "--per-image", str(picture), "--overwrite"]) == 0
     with safe_open(picture, framework="pt") as file:

@@ -1,6 +1,7 @@
 """Runs: what they leave behind, how they stop and resume, and what they refuse."""
 
 import errno
+import functools
 import io
 import json
 import math
@@ -13,8 +14,10 @@ import sys
 import time
 from dataclasses import asdict, replace
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -481,8 +484,52 @@ def test_the_record_names_each_machine_that_trained(tmp_path, monkeypatch):
 
     assert record("GPU", 2)[0] == "GPU"
     assert record("GPU", 4)[0] == "GPU"
-    assert record("CPU") == ("GPU, then CPU", "commit of CPU")
-    assert record("laptop") == ("GPU, then CPU", "commit of CPU"), "nothing was left to train"
+    both = ("GPU, then CPU", "commit of GPU, then commit of CPU")
+    assert record("CPU") == both
+    assert record("laptop") == both, "nothing was left to train"
+
+
+@pytest.mark.parametrize(
+    "parts, record",
+    [
+        (["a", "b", "a"], "a, then b, then a"),
+        (["a", "a"], "a"),
+        ([None, None], None),
+        ([None, "a", None], "unknown, then a, then unknown"),
+    ],
+)
+def test_a_record_of_parts_names_each_change(parts, record):
+    assert functools.reduce(training._then, parts) == record
+
+
+def test_the_scale_of_gradients_is_gone_on_with(tmp_path, monkeypatch):
+    """It is that of float16, on GPUs only; its state is the same kind of thing on a CPU."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=4096.0)
+    run, resumed = run_of(TINY), run_of(TINY)
+    for each, its in ((run, scaler), (resumed, torch.amp.GradScaler("cpu"))):
+        each.out = tmp_path
+        monkeypatch.setattr(each.accelerator, "scaler", its)
+    run.save()
+    resumed.restore()
+    assert resumed.accelerator.scaler.get_scale() == 4096.0 != torch.amp.GradScaler("cpu").get_scale()
+
+
+def test_a_path_object_names_weights_to_start_from_and_is_kept_as_text(tmp_path, monkeypatch):
+    training.train(TINY, tmp_path / "first")
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("first"), tmp_path / "first"):
+        config = replace(TINY, init_from=path)
+        training.train(config, tmp_path / "second", overwrite=True)
+        assert Path(training.saved_config(tmp_path / "second").init_from) == path
+        assert os.path.dirname(config.init_from), "with a separator it is never taken for the name of shipped weights"
+
+
+def test_a_config_that_cannot_be_kept_costs_no_earlier_run(tmp_path):
+    training.train(TINY, tmp_path)
+    before = (tmp_path / checkpoints.NAME).read_bytes()
+    with pytest.raises(ValueError, match="cannot be kept as JSON: Object of type float32"):
+        training.train(replace(TINY, learning_rate=np.float32(1e-3)), tmp_path, overwrite=True)
+    assert (tmp_path / checkpoints.NAME).read_bytes() == before
 
 
 @pytest.mark.parametrize("given", [["--updates", "2"], ["--minutes", "0.001"]])

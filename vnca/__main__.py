@@ -62,10 +62,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _require_writable(path: Path, *weights: str, option: str = "--out") -> None:
     """Refuse, before the work begins, a file that could not be written after it, or that belongs to the weights."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(f"{option} {path} is a folder or lies in one that does not exist; give a file's name")
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{option} {path} is a device or a pipe, which cannot be replaced; give a file's name")
+    files.require_place(path, option)
     folders = [pretrained.find(each).resolve() for each in weights]
     if files.resolved(path).parent in folders and path.name in training.FILES:
         raise ValueError(f"{option} {path} would replace a file of the weights; give another name")

@@ -34,6 +34,7 @@ UNIT = 64  # samples of a unit: seconds of the paper's model on two CPU cores
 ELBO_IMAGES = 16  # images of a unit of the ELBO, which takes one sample of each
 CPU_CHUNK = 16  # latents decoded at once on a CPU: as fast as 64, in less memory
 GPU_SAMPLES = 1024  # at most so many latents are decoded at once on a GPU: those of a group of units
+IDENTITY = ("weights", "model", "data", "images", "num_samples", "seed", "trust", "precision")  # what a result is of
 SAVE_SECONDS = 10.0  # between two writes of what is kept, and so what a kill costs, up to one group of units more
 
 
@@ -221,7 +222,7 @@ def bounds(
         kept: where to keep what is done, and to go on from.
         decoded: log p(x | z) of groups of units, taken from here where it is there, else computed and put here. So a
             second model with the same encoder and decoder, whose prior alone differs, need not decode again. `body`
-            tells which models have the same. It needs the same `seed` and `trust`.
+            tells which models have the same. It needs the same images, `seed`, `trust` and `bfloat16`.
         progress: called at the start and after each group of units with the number of samples done and of all
             samples.
 
@@ -426,7 +427,7 @@ def evaluate(
         per_image: a safetensors file for the bounds of each image, `elbos` and `iwaes` `(N,)` in float32, and which
             images of the split they are, `indices` `(N,)`. Of these weights alone, not of `against`.
         overwrite: start anew, whatever is kept, and replace whatever `out` and `per_image` are. Without it only a
-            result of the same weights, images, samples, seed, trust and precision is replaced, and bounds by bounds.
+            result, or bounds, of the same weights, images, samples, seed, trust and precision are replaced.
         progress: called with the number of samples done and of all samples.
 
     Returns:
@@ -438,10 +439,14 @@ def evaluate(
     Raises:
         ValueError: if there are no such weights, a number is out of range, `against` was trained on other data, what
             is kept beside `out` is of another evaluation, `out` is another result or no result, `per_image` is no file
-            for bounds, or the machine has no bfloat16.
+            for bounds or holds those of another evaluation, there can be no such files, a running training replaces the
+            weights just now, or the machine has no bfloat16.
         vnca.data.DataError: if the data cannot be had.
         OSError: if `out` or `per_image` cannot be written.
     """
+    for option, path in (("out", out), ("per_image", per_image)):
+        if path is not None:
+            files.require_place(path, option)
     (seed,) = whole(seed=seed)
     if not 0 <= seed < 2**32:
         raise ValueError(f"the seed is a whole number from 0 to {2**32 - 1}, not {seed}")
@@ -455,6 +460,8 @@ def evaluate(
     if bfloat16 and not hardware.has_bfloat16(device):
         raise ValueError(f"{hardware.machine(device)} does not multiply in bfloat16: evaluate in float32")
     models = [pretrained.load(folder) for folder in folders]
+    for folder, config in zip(folders, configs, strict=True):
+        pretrained.require_pair(folder, config)
     images = data.binarize(data.load(names[0], "test").tensors[0])
     indices = choose(torch.arange(len(images)), limit)
     images = images[indices]
@@ -475,11 +482,12 @@ def evaluate(
     if per_image is not None and out is not None and files.resolved(per_image) == files.resolved(out):
         raise ValueError(f"{out} cannot hold the result and the bounds of each image, too: give two names")
     if per_image is not None:
-        _require_file_for_bounds(Path(per_image), overwrite)
+        _require_file_for_bounds(Path(per_image), identities[0], overwrite)
     kept = [] if out is None else _kept_beside(out, identities, overwrite)
     begun = bool(kept) and kept[0].path.exists()  # then `out` was asked about before, and not to be spared
     if out is not None and not overwrite and not begun:
-        _require_replaceable(Path(out), identities[0], None if against is None else folders[1].resolve().name)
+        compared = {} if against is None else {"name": folders[1].resolve().name, "weights": weights_of[1]}
+        _require_replaceable(Path(out), identities[0], compared)
     found, decoded = [], {} if against is not None and _differ_in_prior_alone(folders, models) else None
     for number, model in enumerate(models):
         measured = bounds(
@@ -498,7 +506,7 @@ def evaluate(
     evaluation |= {"weights": weights_of[0], "commit": hardware.commit()}
     result = _record(folders[0].resolve().name, configs[0], models[0], found[0], evaluation)
     if against is not None:
-        result["against"] = {"name": folders[1].resolve().name} | _differences(*found)
+        result["against"] = {"name": folders[1].resolve().name, "weights": weights_of[1]} | _differences(*found)
     if per_image is not None:
         of_each = {"indices": indices.int(), "elbos": found[0].elbos.float(), "iwaes": found[0].iwaes.float()}
         files.write_tensors(per_image, of_each, {"evaluation": json.dumps(identities[0])})
@@ -509,31 +517,37 @@ def evaluate(
     return result
 
 
-def _require_replaceable(out: Path, identity: dict, against: str | None) -> None:
-    """Raise `ValueError` if `out` is a file, and not the result of the same evaluation, which may be made anew."""
+def _require_replaceable(out: Path, identity: dict, compared: dict) -> None:
+    """Raise `ValueError` if `out` is a file, and not the result of the same evaluation, which may be made anew.
+
+    `compared` names the other model and its weights, or is empty.
+    """
     if not out.is_file():
         return
     try:
         result = json.loads(out.read_text(encoding="utf-8"))
         # Older results do not name a trust: they drew from the posterior itself.
         theirs = {"trust": 1.0, **result["evaluation"], **result, "model": result["config"]["model"]}
-        # What was compared is not to be lost; a comparison may be added.
-        compared = {"against": result["against"]["name"]} if "against" in result else {}
+        other = dict(result.get("against", {}))
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{out} is no result of an evaluation: give another name, or add --overwrite") from None
-    names = ("weights", "model", "data", "images", "num_samples", "seed", "trust", "precision")
-    there, now = ({name: settings.get(name) for name in names} for settings in (theirs, identity))
-    if found := differences(there | compared, now | ({"against": against} if compared else {})):
+    there, now = ({name: settings.get(name) for name in IDENTITY} for settings in (theirs, identity))
+    # What was compared is not to be lost; a comparison may be added. Older results name the other model alone.
+    for key, words in (("name", "against"), ("weights", "weights of against")):
+        if key in other:
+            there[words], now[words] = other[key], compared.get(key)
+    if found := differences(there, now):
         raise ValueError(
             f"{out} is the result of another evaluation: {'; '.join(found)}. Give another name, or add --overwrite"
         )
 
 
-def _require_file_for_bounds(path: Path, overwrite: bool) -> None:
+def _require_file_for_bounds(path: Path, identity: dict, overwrite: bool) -> None:
     """Raise, before the work begins, if the bounds of each image cannot be written there or would replace other things.
 
     Raises:
-        ValueError: if the name is not one for bounds, or what is there are no bounds and `overwrite` does not allow it.
+        ValueError: if the name is not one for bounds, or what is there are no bounds, or those of another evaluation,
+            and `overwrite` does not allow it.
         OSError: if the folder cannot be written.
     """
     if not path.name.endswith(".safetensors") or path.name.endswith(".part.safetensors"):
@@ -543,11 +557,15 @@ def _require_file_for_bounds(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         try:
             with safe_open(path, framework="pt") as file:
-                bounds_are_there = {"elbos", "iwaes"} <= set(file.keys())
-        except (SafetensorError, OSError):
-            bounds_are_there = False
-        if not bounds_are_there:
-            raise ValueError(f"{path} holds no bounds: give another name, or add --overwrite")
+                theirs = {"trust": 1.0} | json.loads(file.metadata()["evaluation"])
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+            raise ValueError(f"{path} holds no bounds: give another name, or add --overwrite") from None
+        there, now = ({name: settings.get(name) for name in (*IDENTITY, "pixels")} for settings in (theirs, identity))
+        if found := differences(there, now):
+            raise ValueError(
+                f"{path} holds the bounds of another evaluation: {'; '.join(found)}. Give another name, or add "
+                "--overwrite"
+            )
 
 
 def kept_path(out: str | os.PathLike) -> Path:

@@ -23,6 +23,20 @@ def resolved(path: str | os.PathLike) -> Path:
     return end
 
 
+def require_place(path: str | os.PathLike, option: str) -> None:
+    """Refuse, before long work begins, a path at whose end no file could be written; `option` is what it is named by.
+
+    Raises:
+        ValueError: if it is a folder, a device or a pipe, or lies in a folder that does not exist.
+        OSError: if it is a circle of links.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"{option} {path} is a folder or lies in one that does not exist; give a file's name")
+    if resolved(path).exists() and not path.is_file():
+        raise ValueError(f"{option} {path} is a device or a pipe, which cannot be replaced; give a file's name")
+
+
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A path beside `path` to write to: it takes the place of `path` at the end of the block, or vanishes on an error.

@@ -1,6 +1,7 @@
 """What a training run is: its configuration, and the configurations with a name."""
 
 import math
+import os
 from dataclasses import asdict, dataclass, replace
 
 from vnca.checks import differences
@@ -25,7 +26,8 @@ class TrainConfig:
         kl_warmup: updates over which the weight of the KL term rises from zero to one.
         clip: the largest norm of the gradient; a longer one is scaled down to it.
         ema: decay of the exponential moving average of the weights, which is what is kept and evaluated; 0 for none.
-        init_from: weights to start from, a name or a folder as `vnca.load` takes it, instead of random ones.
+        init_from: weights to start from, a name or a folder as `vnca.load` takes it, instead of random ones. A path
+            object is kept as text.
         encoder_from: weights whose encoder to start with, likewise.
         lessons: what the update of a regrowing decoder learns on small grids first, see `vnca.objectives.CoarseToFine`:
             pairs of the side of the grid and the number of updates, which count among those of the run.
@@ -49,8 +51,8 @@ class TrainConfig:
     kl_warmup: int = 500
     clip: float = 10.0
     ema: float = 0.999
-    init_from: str | None = None
-    encoder_from: str | None = None
+    init_from: str | os.PathLike | None = None
+    encoder_from: str | os.PathLike | None = None
     lessons: tuple[tuple[int, int], ...] = ()
     planted: bool = False
     samples: int = 1
@@ -58,6 +60,11 @@ class TrainConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "lessons", tuple(map(tuple, self.lessons)))  # JSON has lists only
+        for name in ("init_from", "encoder_from"):
+            value = getattr(self, name)
+            if isinstance(value, os.PathLike):  # as text with a separator in it, it still means a path
+                path = os.fspath(value)
+                object.__setattr__(self, name, path if os.path.dirname(path) else os.path.join(os.curdir, path))
         if (self.updates is None) == (self.minutes is None):
             raise ValueError(f"a run has updates or minutes, one of the two, not {self.updates} and {self.minutes}")
         fewest = 0 if self.model.components else 1

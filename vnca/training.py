@@ -6,6 +6,7 @@ the seed and on the number of the update alone. So a resumed run does on the CPU
 does, and several processes do together what one does alone.
 """
 
+import json
 import math
 import os
 import signal
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ from vnca.vae import VAE, ModelConfig, build, encode_in_chunks, require_pixels
 
 LOG_EVERY = 20  # updates between two records of the metrics
 SAMPLES_SECONDS = 300  # between two grids of samples in TensorBoard, because on a CPU each costs seconds
-SKIPS = 10  # updates in a row that may be skipped before the run ends
+SKIPS = 10  # updates in a row that may be skipped before the run ends; they are counted when a record is made
 FILES = (checkpoints.NAME, "metrics.jsonl", "model.safetensors", "config.json", "samples.png")  # of a run
 LOCK = ".lock"  # held while a run writes; it says nothing, and stays
 LITTER = (".", "Thumbs.db", "desktop.ini")  # how names begin that systems leave in any folder, and that of the lock
@@ -65,7 +66,7 @@ def train(
     Args:
         config: what to train.
         out: the run's folder.
-        resume: go on from the checkpoint in `out`.
+        resume: go on from the checkpoint in `out`, also if `overwrite` is given.
         overwrite: start anew in a folder that already has files.
         recompute: compute each step of the cells a second time in the backward pass instead of keeping it. It is
             about a third more arithmetic, for a small part of the memory.
@@ -346,6 +347,8 @@ class _Run:
         if not self.accelerator.is_main_process:
             return
         progress = {"update": self.update, "seconds": self.seconds, "skipped": self.skips[1].item()}
+        if self.accelerator.scaler is not None:  # float16: what its gradients are multiplied by is found by trying
+            progress["scaler"] = self.accelerator.scaler.state_dict()
         self.kept = self.update
         checkpoints.save(self.out, self.parts(), self.optimizer.optimizer, progress)
         pretrained.save(
@@ -370,20 +373,30 @@ class _Run:
         self.update, self.seconds = progress["update"], progress["seconds"]
         self.kept = self.update
         self.skips[1] = progress["skipped"]
+        if self.accelerator.scaler is not None and "scaler" in progress:
+            self.accelerator.scaler.load_state_dict(progress["scaler"])
         theirs = pretrained.read_config(self.out).get("run")
         if not isinstance(theirs, dict) or not {"hardware", "commit"} <= theirs.keys():
             raise ValueError(f"{self.out / 'config.json'} does not record its run; start again with --overwrite")
         self.before = theirs.get("before", [])
         if self.fraction == 1:  # nothing is left to train
             self.hardware, self.commit = theirs["hardware"], theirs["commit"]
-        elif theirs["hardware"].split(", then ")[-1] != self.hardware:
-            self.hardware = f"{theirs['hardware']}, then {self.hardware}"
         else:
-            self.hardware = theirs["hardware"]
+            self.hardware = _then(theirs["hardware"], self.hardware)
+            self.commit = _then(theirs["commit"], self.commit)
 
     def parts(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint holds besides the optimizer's state."""
         return {"objective": self.objective} | ({"averaged": self.averaged} if self.averaged else {})
+
+
+def _then(before: str | None, now: str | None) -> str | None:
+    """What a record says of a run in several parts: `"A, then B"`, or what it said if the last part was the same."""
+    if before == now:
+        return now
+    parts = (before or "unknown").split(", then ")
+    now = now or "unknown"
+    return before if parts[-1] == now else ", then ".join([*parts, now])
 
 
 def _start(config: TrainConfig, images: Tensor | None) -> VAE:
@@ -500,6 +513,10 @@ def _require_room_in_pool(objective: torch.nn.Module, batch_size: int) -> None:
 def _check(config: TrainConfig, out: Path, resume: bool, overwrite: bool, checkpoint_minutes: float) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give the name of a folder")
+    try:
+        json.dumps([asdict(config.model), config.to_dict()])
+    except TypeError as error:
+        raise ValueError(f"the configuration cannot be kept as JSON: {error}; give Python's own numbers") from None
     taught = sum(updates for _, updates in config.lessons)
     if not resume and config.updates is not None and config.updates < taught:
         raise ValueError(

@@ -111,15 +111,40 @@ def read_model_config(folder: Path) -> ModelConfig:
         raise ValueError(f"the weights in {folder} cannot be read, train or copy them again: {error}") from None
 
 
+def require_pair(folder: Path, config: dict) -> None:
+    """Raise `ValueError` if the weights in a folder are not those of a config that was read before.
+
+    A running training may replace both in between. It writes the weights before the config, so where they say of which
+    update they are, it cannot be missed.
+    """
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        update = (file.metadata() or {}).get("update")
+    recorded = config["run"].get("updates")
+    if update is not None and update != str(recorded):
+        raise ValueError(
+            f"the weights in {folder} are of update {update}, and its config.json of update {recorded}: a training was "
+            "writing them just now, or was killed there. Repeat the command, or go on with that training by --resume"
+        )
+
+
 def save(model: VAE, config: ModelConfig, folder: str | os.PathLike, **more: object) -> None:
     """Write a model so that `load` reads it: `config.json` with the model's configuration and `more`, and the weights.
 
-    Each file is written beside and renamed, so that a reader finds the old one or the new one, never a half.
+    Each file is written beside and renamed, so that a reader finds the old one or the new one, never a half. The
+    weights come first; `require_pair` tells a reader in between.
+
+    Args:
+        model: the model.
+        config: its configuration.
+        folder: where to write; made if it is not there.
+        more: further entries of `config.json`. If its `run` counts `updates`, the weights say of which they are.
 
     Raises:
         OSError: if the folder cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    updates = more.get("run", {}).get("updates")
+    metadata = {} if updates is None else {"update": str(updates)}
+    files.write_tensors(folder / "model.safetensors", model.state_dict(), metadata)
     files.write_json(folder / "config.json", {"model": asdict(config), **more})
-    files.write_tensors(folder / "model.safetensors", model.state_dict())

@@ -124,6 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not hardware.has_bfloat16(torch.device("cpu")):
         sys.exit("This machine does not multiply in bfloat16, in which the other sittings do.")
+    hardware.keep_memory()
     config = pretrained.read_config(pretrained.find(options.name))
     model = pretrained.load(options.name).to(memory_format=torch.channels_last)
     images = data.binarize(data.load(config["training"]["data"], "test").tensors[0])
